@@ -1,0 +1,72 @@
+"""What a strategy may know of a pool: its domains, and which rows and how many target tokens each one has.
+
+Letters: N rows of the pool, K domains, n rows asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PoolIndex:
+    """Rows are numbered so that each domain owns one range: domain k holds ids `offsets[k]` to `offsets[k+1]-1`.
+
+    domains: names, sorted; every vector over domains in the project is in this order.
+    offsets: (K+1,) int64, starting at 0.
+    target_tokens: (N,) int32 target tokens of each row, or an int where all rows have the same number.
+    fingerprint: of the pool that this describes.
+    """
+
+    domains: tuple[str, ...]
+    offsets: Tensor
+    target_tokens: Tensor | int
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        assert tuple(sorted(self.domains)) == self.domains, self.domains
+        assert self.offsets.shape == (len(self.domains) + 1,)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows N."""
+        return int(self.offsets[-1])
+
+    @property
+    def sizes(self) -> Tensor:
+        """(K,) int64 rows per domain."""
+        return self.offsets.diff()
+
+    def ids(self, domain: int) -> Tensor:
+        """(n,) int64 ids of the rows of one domain."""
+        return torch.arange(int(self.offsets[domain]), int(self.offsets[domain + 1]))
+
+    def domain_of(self, ids: Tensor) -> Tensor:
+        """(n,) int64 domain number of each id."""
+        return torch.bucketize(ids, self.offsets[1:], right=True)
+
+    def tokens_of(self, ids: Tensor) -> Tensor:
+        """(n,) int64 target tokens of each row."""
+        if isinstance(self.target_tokens, int):
+            return torch.full_like(ids, self.target_tokens)
+        return self.target_tokens[ids].long()
+
+    def domain_tokens(self) -> Tensor:
+        """(K,) float64 target tokens per domain."""
+        if isinstance(self.target_tokens, int):
+            return self.sizes.double() * self.target_tokens
+        per_row = self.target_tokens.double()
+        owner = torch.repeat_interleave(torch.arange(len(self.domains)), self.sizes)
+        return torch.zeros(len(self.domains), dtype=torch.float64).index_add_(0, owner, per_row)
+
+    def natural(self) -> Tensor:
+        """(K,) float64 share of the pool's target tokens that each domain holds."""
+        tokens = self.domain_tokens()
+        return tokens / tokens.sum()
+
+    def mean_tokens(self) -> Tensor:
+        """(K,) float64 mean target tokens per row of each domain (1 where a domain is empty)."""
+        return torch.where(self.sizes > 0, self.domain_tokens() / self.sizes.clamp(min=1), 1.0)

@@ -1,0 +1,247 @@
+"""The four kinds of strategy: frozen dataclasses whose fields are hyper-parameters, pure functions over a named state.
+
+Letters: n rows seen, B rows of the global batch, K domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
+from regimen.core.plan import Draw
+from regimen.core.signal import Signal
+
+Kind = Literal["selector", "mixer", "orderer", "weighter"]
+KINDS: tuple[Kind, ...] = ("selector", "mixer", "orderer", "weighter")  # the fixed sequence: keep, mix, order, weight
+
+
+class Empty(NamedTuple):
+    """The state of a strategy that remembers nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Observation:
+    """What a strategy sees: in `observe` the global batch of the step that ended, in `decide` the rows asked for.
+
+    step, total_steps: optimizer steps done and to be done in all.
+    index: the pool's domains and row counts.
+    ids: (n,) int64; domain: (n,) int64; tokens: (n,) int64 target tokens.
+    values: (n,) float64 per signal that the strategy watches (in observe) or needs (in decide).
+    horizon: rows that will be served until this strategy decides again, or until the end.
+    generator: seeded by (run seed, strategy name, step).
+    """
+
+    step: int
+    total_steps: int
+    index: PoolIndex
+    ids: Tensor
+    domain: Tensor
+    tokens: Tensor
+    values: Mapping[Signal, Tensor]
+    horizon: int
+    generator: torch.Generator
+
+    @property
+    def progress(self) -> float:
+        """Part of the run that is done, 0 to 1."""
+        return self.step / max(self.total_steps, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A data decision. Pure: no files, no globals, no process groups, no random numbers but the generator it is given.
+
+    State is a NamedTuple of tensors and numbers, so that a checkpoint holds it.
+    """
+
+    kind: ClassVar[Kind]
+
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step."""
+        return Empty()
+
+    def watches(self) -> tuple[Signal, ...]:
+        """Free signals wanted in `observe` after every optimizer step."""
+        return ()
+
+    def needs(self) -> tuple[Signal, ...]:
+        """Signals wanted in `decide` for every row asked for."""
+        return ()
+
+    def observe(self, state: Any, seen: Observation) -> Any:
+        """The state after one optimizer step on the global batch `seen`."""
+        return state
+
+    def advance(self, state: Any, decision: Any, seen: Observation) -> Any:
+        """The state after a decision was made; for strategies that must remember what they decided."""
+        return state
+
+
+class Selection(NamedTuple):
+    """Rows that may be drawn, with how often (`repeats`) or in what proportion (`sampling_weight`) at most one of them.
+
+    ids: (M,) int64; repeats: (M,) int64; sampling_weight: (M,) float64.
+    """
+
+    ids: Tensor
+    repeats: Tensor | None = None
+    sampling_weight: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector(Strategy):
+    """Decides which rows may be drawn.
+
+    candidates: rows, drawn at random from the pool, that are measured and chosen from; null takes the whole pool.
+    """
+
+    kind: ClassVar[Kind] = "selector"
+    candidates: int | None = None
+
+    def decide(self, state: Any, seen: Observation) -> Tensor | Selection:
+        """Ids to keep, out of `seen.ids`."""
+        raise NotImplementedError(type(self).__name__)
+
+    def checked(self, decision: Tensor | Selection, seen: Observation) -> Selection:
+        """The decision with ids sorted; an empty, foreign or doubled id is refused."""
+        chosen = decision if isinstance(decision, Selection) else Selection(decision)
+        ids, order = chosen.ids.long().sort()
+        name = type(self).__name__
+        if len(ids) == 0:
+            raise ConfigError(f"{name} kept no row at step {seen.step}", do="raise its ratio or its count")
+        if bool((ids[1:] == ids[:-1]).any()) or not bool(torch.isin(ids, seen.ids).all()):
+            raise ConfigError(f"{name} must return distinct ids out of the rows it was given", got=f"{len(ids)} ids")
+        extra = [None if e is None else e[order] for e in (chosen.repeats, chosen.sampling_weight)]
+        return Selection(ids, *extra)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer(Strategy):
+    """Decides the share of target tokens of each domain.
+
+    draw, draw_groups: how a global batch is split over domains, see `Plan`.
+    """
+
+    kind: ClassVar[Kind] = "mixer"
+    draw: Draw = "multinomial"
+    draw_groups: int = 1
+
+    def __post_init__(self) -> None:
+        allowed = ("multinomial", "fixed_counts", "one_domain")
+        if self.draw not in allowed:
+            raise ConfigError("unknown way to draw domains", got=f"draw={self.draw}", allowed=", ".join(allowed))
+        if self.draw_groups < 1:
+            raise ConfigError("draw_groups must be positive", got=self.draw_groups, allowed="1 or more")
+
+    def decide(self, state: Any, seen: Observation) -> Tensor | None:
+        """Shares (K,) float64 in the order of `seen.index.domains`, or None for the natural share of a plain shuffle."""
+        raise NotImplementedError(type(self).__name__)
+
+    def checked(self, decision: Tensor | None, seen: Observation) -> Tensor | None:
+        """The decision on the simplex; shares that are negative, not finite, or do not sum to 1 are refused."""
+        if decision is None:
+            return None
+        shares = decision.double()
+        name, domains = type(self).__name__, seen.index.domains
+        if shares.shape != (len(domains),):
+            raise ConfigError(f"{name} must give one share per domain", got=tuple(shares.shape), allowed=list(domains))
+        if not bool(torch.isfinite(shares).all()) or bool((shares < 0).any()) or abs(float(shares.sum()) - 1) > 1e-6:
+            given = dict(zip(domains, shares.tolist(), strict=True))
+            raise ConfigError(f"{name} left the simplex at step {seen.step}", got=given, allowed="shares >= 0, sum 1")
+        return shares / shares.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orderer(Strategy):
+    """Decides the sequence of the rows that will be served: one group of all rows, or one per domain under a mixture.
+
+    jitter: after ordering, rows are shuffled inside consecutive windows of this many rows (0: off).
+    within: `pool` insists on one order over all domains, `domain` on one per domain; null takes what the plan gives.
+    """
+
+    kind: ClassVar[Kind] = "orderer"
+    jitter: int = 0
+    within: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.jitter < 0:
+            raise ConfigError("jitter is a window in rows", got=self.jitter, allowed="0 (off) or more")
+        if self.within not in (None, "pool", "domain"):
+            raise ConfigError("unknown scope of an order", got=f"within={self.within}", allowed="pool, domain, null")
+
+    def decide(self, state: Any, seen: Observation) -> Tensor:
+        """Sort keys (n,) for one group of rows; lower is served earlier, ties by id."""
+        raise NotImplementedError(type(self).__name__)
+
+    def checked(self, decision: Tensor, seen: Observation) -> Tensor:
+        """Ids (n,) in the order of service; keys of another length or that are not numbers are refused."""
+        if decision.shape != seen.ids.shape or not bool(torch.isfinite(decision.double()).all()):
+            raise ConfigError(
+                f"{type(self).__name__} must give one finite sort key per row",
+                got=f"{tuple(decision.shape)} keys for {len(seen.ids)} rows",
+                do="look at the signal it sorts by: a score that is NaN or missing cannot be ordered",
+            )
+        by_id = seen.ids.argsort()
+        ids = seen.ids[by_id][decision[by_id].argsort(stable=True)]
+        return shuffle_windows(ids, self.jitter, seen.generator) if self.jitter > 1 else ids
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeighedBatch:
+    """The rows to weigh: of a micro-batch for `scope="example"`, of the whole global batch for `scope="batch"`.
+
+    ids, domain, tokens: (n,) int64; step: optimizer steps done; generator: seeded by (run seed, strategy, step).
+    """
+
+    ids: Tensor
+    domain: Tensor
+    tokens: Tensor
+    step: int
+    total_steps: int
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighter(Strategy):
+    """Decides how much each example counts in the loss.
+
+    scope: `example` where a row's weight depends on that row alone; `batch` where it depends on the losses of the
+        whole global batch, which are then gathered (and measured by an extra forward pass under accumulation).
+    """
+
+    kind: ClassVar[Kind] = "weighter"
+    scope: ClassVar[Literal["example", "batch"]] = "example"
+
+    def weigh(self, state: Any, losses: Tensor, batch: WeighedBatch) -> Tensor:
+        """Weights (n,) for mean token losses (n,) float32, detached; 1 leaves an example as it is."""
+        raise NotImplementedError(type(self).__name__)
+
+    def checked(self, decision: Tensor, losses: Tensor) -> Tensor:
+        """The weights; a negative weight or one that is not finite is refused."""
+        if decision.shape != losses.shape or not bool((torch.isfinite(decision) & (decision >= 0)).all()):
+            raise ConfigError(
+                f"{type(self).__name__} must give one weight >= 0 per example",
+                got=f"{tuple(decision.shape)} for {tuple(losses.shape)} losses, {decision[:8].tolist()} ...",
+            )
+        return decision.detach()
+
+
+def shuffle_windows(ids: Tensor, window: int, generator: torch.Generator) -> Tensor:
+    """Ids (n,) shuffled inside consecutive windows of `window` rows. Source: window jitter, arXiv 2605.30334."""
+    noise = torch.rand(len(ids), generator=generator, dtype=torch.float64)
+    return ids[(torch.arange(len(ids)) // window + noise).argsort()]
+
+
+def stable_rank(values: Tensor, *, ties: Tensor) -> Tensor:
+    """Ranks (n,) int64 of `values` (n,), 0 for the lowest; equal values are ranked by `ties` (n,), their ids."""
+    by_tie = ties.argsort()
+    order = by_tie[values[by_tie].argsort(stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    return rank
