@@ -9,9 +9,7 @@ from collections.abc import Iterable
 class RegimenError(Exception):
     """An error for the user's screen. The command line prints it without a traceback and exits with 1."""
 
-    def __init__(
-        self, what: str, *, got: object = None, allowed: object = None, do: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, got: object = None, allowed: object = None, do: str | None = None) -> None:
         lines = [what]
         if got is not None:
             lines.append(f"  got:     {got}")

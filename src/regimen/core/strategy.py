@@ -140,7 +140,7 @@ class Mixer(Strategy):
             raise ConfigError("draw_groups must be positive", got=self.draw_groups, allowed="1 or more")
 
     def decide(self, state: Any, seen: Observation) -> Tensor | None:
-        """Shares (K,) float64 in the order of `seen.index.domains`, or None for the natural share of a plain shuffle."""
+        """Shares (K,) float64 in the order of `seen.index.domains`; None for the natural share of a plain shuffle."""
         raise NotImplementedError(type(self).__name__)
 
     def checked(self, decision: Tensor | None, seen: Observation) -> Tensor | None:

@@ -24,7 +24,7 @@ class SignalBoard:
         if step != self._step:
             self._step, self._measured = step, {}
         known_ids, known = self._measured.get(signal, (ids[:0], torch.empty(0, dtype=torch.float64)))
-        missing = ids[~torch.isin(ids, known_ids)].unique()
+        missing = torch.unique(ids[~torch.isin(ids, known_ids)])
         if len(missing):
             known_ids = torch.cat([known_ids, missing])
             known = torch.cat([known, signal.measure(self.meter, missing).double().cpu()])

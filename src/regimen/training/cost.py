@@ -1,0 +1,94 @@
+"""What a run costs: seconds, tokens and FLOPs, by purpose, carried over a resume.
+
+FLOPs are model FLOPs (a multiply-add is two): a forward pass over one token costs two per parameter that multiplies
+it, the head included and the embedding look-up not, plus 4 * layers * width * context for attention scores and
+values; a backward pass costs twice its forward pass. Activation recomputation is not counted. Source: arXiv 2001.08361,
+table 1, with the attention term at full context.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+PURPOSES = ("training", "measuring", "evaluation", "stages")
+BACKWARD = 2.0  # a backward pass in forward passes
+
+
+def forward_flops(model: nn.Module, context: int) -> float:
+    """Model FLOPs of a forward pass over one token of a row of `context` tokens."""
+    config: Any = model.config
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    total = sum(_numel(p) for p in model.parameters())
+    tied = head is not None and head.weight is embedding.weight
+    multiplied = total if tied else total - _numel(embedding.weight)
+    heads = getattr(config, "num_attention_heads", 1)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2.0 * multiplied + 4.0 * config.num_hidden_layers * heads * head_dim * context
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty shell
+
+
+@dataclass
+class Charge:
+    """Cost of one purpose."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass
+class CostClock:
+    """Adds up costs by purpose. Seconds of measuring and evaluation are taken out of those of training."""
+
+    charges: dict[str, Charge] = field(default_factory=lambda: {purpose: Charge() for purpose in PURPOSES})
+
+    def add(self, purpose: str, *, seconds: float = 0.0, tokens: float = 0.0, flops: float = 0.0) -> None:
+        """Charge a cost."""
+        charge = self.charges[purpose]
+        charge.seconds += seconds
+        charge.tokens += tokens
+        charge.flops += flops
+
+    @contextmanager
+    def timed(self, purpose: str) -> Iterator[None]:
+        """Charge the seconds of a block to `purpose`, not to training."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.add(purpose, seconds=seconds)
+        self.add("training", seconds=-seconds)
+
+    def total_flops(self) -> float:
+        """FLOPs that count against a budget: training, measuring and stages. Evaluation is the harness's own."""
+        return sum(self.charges[purpose].flops for purpose in PURPOSES if purpose != "evaluation")
+
+    def by(self, unit: str) -> dict[str, float]:
+        """One unit by purpose."""
+        return {purpose: getattr(charge, unit) for purpose, charge in self.charges.items()}
+
+    def snapshot(self, purpose: str) -> Charge:
+        """A copy, to subtract later."""
+        return Charge(**vars(self.charges[purpose]))
+
+    def since(self, purpose: str, before: Charge) -> dict[str, float]:
+        """The cost of `purpose` since a snapshot."""
+        now = self.charges[purpose]
+        return {unit: getattr(now, unit) - getattr(before, unit) for unit in ("seconds", "tokens", "flops")}
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """All charges."""
+        return {purpose: dict(vars(charge)) for purpose, charge in self.charges.items()}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        """Go on from saved charges."""
+        self.charges = {purpose: Charge(**charge) for purpose, charge in state.items()}
