@@ -192,6 +192,22 @@ class Orderer(Strategy):
         return shuffle_windows(ids, self.jitter, seen.generator) if self.jitter > 1 else ids
 
 
+def wrong_scope(name: str, within: str) -> ConfigError:
+    """The error for an order over all domains under a mixture, or over each domain without one."""
+    if within == "pool":
+        return ConfigError(
+            f"{name} wants one order over all domains, but a mixture decides which domain comes when",
+            got=f"strategies.{name}.within=pool together with a mixer",
+            do=f"drop the mixer, or set strategies.{name}.within=domain",
+        )
+    return ConfigError(
+        f"{name} wants one order per domain, but without a mixture the pool is one sequence",
+        got=f"strategies.{name}.within=domain",
+        do="add a mixer, e.g. `temperature` with strategies.temperature.tau=1 for the natural shares, or set "
+        f"strategies.{name}.within=pool",
+    )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeighedBatch:
     """The rows to weigh: of a micro-batch for `scope="example"`, of the whole global batch for `scope="batch"`.

@@ -1,0 +1,1 @@
+"""From text to pools of token rows: `prepare` makes them, `Pool` reads them."""

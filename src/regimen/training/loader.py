@@ -7,6 +7,7 @@ training. Letters: B rows of the global batch, b of a micro-batch, W ranks, A mi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from regimen.core.plan import Plan
 from regimen.core.stream import Stream
 from regimen.data.pool import RowTable
 from regimen.training.cross_entropy import IGNORE
+from regimen.training.tensors import externalise, internalise
 
 
 class Batch(NamedTuple):
@@ -60,7 +62,10 @@ def collate(table: RowTable, ids: Tensor, *, document_mask: bool) -> dict[str, A
 
 
 class PlannedLoader:
-    """Serves rank `rank` of `world` its contiguous slice of each global batch, cut into `accumulation` micro-batches."""
+    """Serves rank `rank` of `world` its contiguous slice of each global batch, cut into `accumulation` micro-batches.
+
+    plans: folder where a checkpoint leaves the large tensors of the plan, under their digests.
+    """
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class PlannedLoader:
         world: int = 1,
         accumulation: int = 1,
         document_mask: bool = False,
+        plans: Path,
     ) -> None:
         if stream.batch_size % (world * accumulation):
             raise ConfigError(
@@ -80,7 +86,7 @@ class PlannedLoader:
             )
         self.table, self.stream = table, stream
         self.rank, self.world, self.accumulation = rank, world, accumulation
-        self.document_mask = document_mask
+        self.document_mask, self.plans = document_mask, plans
         self.global_ids = torch.empty(0, dtype=torch.int64)  # (B,) of the step being trained
         self._micro = 0
 
@@ -118,8 +124,9 @@ class PlannedLoader:
         self.stream.update(plan, rows=rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor and the plan, large tensors included; the checkpoint callback stores those beside it."""
-        return {"stream": self.stream.state_dict(), "micro": self._micro}
+        """The cursor and the plan, with the names of files for its large tensors."""
+        state = self.stream.state_dict()
+        return {"stream": externalise(state, self.plans, write=self.rank == 0), "micro": self._micro}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved cursor; a half-done accumulation window is refused, since its gradients are gone."""
@@ -129,4 +136,4 @@ class PlannedLoader:
                 got=f"micro-batch {state['micro']}",
                 do="resume from a checkpoint that this project saved: it saves at step boundaries",
             )
-        self.stream.load_state_dict(state["stream"])
+        self.stream.load_state_dict(internalise(state["stream"], self.plans))

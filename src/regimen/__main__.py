@@ -1,0 +1,7 @@
+"""`python -m regimen`."""
+
+import sys
+
+from regimen.cli import main
+
+sys.exit(main())

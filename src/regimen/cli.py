@@ -1,0 +1,168 @@
+"""The command line: `regimen train | prepare | check | report | export`.
+
+Only this module and what it needs to answer `--help` is imported at the start: torch, Lightning and the rest come in
+when a command needs them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from regimen import __version__
+from regimen.core.errors import ConfigError, RegimenError, closest
+
+USAGE = f"""regimen {__version__}: train language models under data methods, and compare the methods fairly
+
+  regimen train [key=value ...]            train one run; -m for a grid, --help for every group and setting
+  regimen train resume=outputs/RUN         go on exactly where a run stopped
+  regimen prepare [dataset=... ...]        prepare the data that `train` with the same arguments would use
+  regimen check [key=value ...]            compose, build and validate; print the plan and its cost; train nothing
+  regimen report runs=FOLDER [open=true]   compare finished runs: report.html, report.md, report.csv
+  regimen export run=FOLDER to=DIR         Hugging Face model and tokenizer, chosen ids, mixture
+
+Examples
+  regimen train method=odm model=tiny dataset=local seed=3
+  regimen train method=[folding,loss_weighting] budget.steps=200 strategies.folding.folds=5
+  regimen train -m method=natural,uniform,odm,loss_selection seed=1,2,3
+  regimen prepare dataset=jsonl dataset.path=corpus/
+
+Tab completion: eval "$(regimen -sc install=bash)"
+"""
+
+
+def main() -> int:
+    """Run the command in sys.argv; returns the exit status."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in ("-sc", "--shell-completion", "--shell_completion"):
+        return _complete()
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 1
+    if arguments[0] in ("-V", "--version", "version"):
+        print(__version__)
+        return 0
+    try:
+        return _command(arguments[0])(arguments[1:])
+    except RegimenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": lambda arguments: _composed("train", arguments),
+        "prepare": lambda arguments: _composed("prepare", arguments),
+        "check": lambda arguments: _composed("check", arguments),
+        "report": _report,
+        "export": _export,
+    }
+    if name not in commands:
+        raise ConfigError(
+            f"unknown command {name!r}{closest(name, commands)}", allowed=", ".join(commands), do="regimen --help"
+        )
+    return commands[name]
+
+
+# ---- commands that Hydra composes ------------------------------------------------------------------------------
+
+
+def conf_dir() -> Path:
+    """The configuration: inside the package in a wheel, beside `src` in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parents[1] / "conf"
+
+
+def _composed(command: str, arguments: list[str]) -> int:
+    """Compose the configuration and run a command on it, once or for each job of a multirun."""
+    import hydra
+    from omegaconf import DictConfig
+
+    from regimen.runs import jobs
+
+    given = list(sys.argv)  # Lightning starts other ranks with it, so it must be whole again while a job runs
+
+    def task(config: DictConfig) -> None:
+        sys.argv[:] = given
+        jobs.run(command, config)
+
+    sys.argv[:] = [given[0], *jobs.with_sweep_folder(arguments)]
+    # Hydra resolves a relative config_path against the caller's file, and takes an absolute one as it is.
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(task)()
+    return 0
+
+
+def _complete() -> int:
+    """Answer the shell: the words after `regimen train` complete as Hydra overrides do."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if len(words) == 2:
+        print("\n".join(("train", "prepare", "check", "report", "export")))
+        return 0
+    if len(words) > 2:
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+    import hydra
+
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(lambda config: None)()
+    return 0
+
+
+# ---- commands with a few settings of their own -----------------------------------------------------------------
+
+
+def _settings(command: str, arguments: list[str], known: dict[str, str]) -> dict[str, str]:
+    """Parse key=value arguments. known: what each key means, for the errors and for --help."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(f"regimen {command} " + " ".join(f"{key}=..." for key in known))
+        print("\n".join(f"  {key:<10} {meaning}" for key, meaning in known.items()))
+        raise SystemExit(0)
+    settings = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in known:
+            raise ConfigError(
+                f"regimen {command} does not know {argument!r}{closest(key, known)}",
+                allowed=", ".join(f"{key}=..." for key in known),
+            )
+        settings[key] = value
+    return settings
+
+
+def _report(arguments: list[str]) -> int:
+    known = {
+        "runs": "a run, a sweep folder, or several separated by commas",
+        "out": "where the report goes; default: the folder of the runs",
+        "baseline": "the method that others are compared with; default: natural",
+        "metric": "default: macro/bits_per_byte",
+        "open": "true: open it in the browser",
+    }
+    settings = _settings("report", arguments, known)
+    if "runs" not in settings:
+        raise ConfigError("regimen report needs runs to compare", do="regimen report runs=outputs/SWEEP")
+    from regimen import reports
+
+    extra = {key: settings[key] for key in ("baseline", "metric") if key in settings}
+    out = Path(settings["out"]) if "out" in settings else None
+    page = reports.build([Path(part) for part in settings["runs"].split(",")], out=out, **extra)
+    print(page)
+    if settings.get("open", "false").lower() in ("true", "1", "yes"):
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    known = {"run": "a finished run's folder", "to": "a new folder for the model, tokenizer, ids and mixture"}
+    settings = _settings("export", arguments, known)
+    missing = [key for key in known if key not in settings]
+    if missing:
+        raise ConfigError(f"regimen export needs {' and '.join(missing)}", do="regimen export run=outputs/RUN to=DIR")
+    from regimen.runs.export import export
+
+    print(export(Path(settings["run"]), Path(settings["to"])))
+    return 0

@@ -1,0 +1,117 @@
+"""The identity of a pool and the places of its files.
+
+root/tokenizers/<fingerprint>/           a trained or loaded tokenizer, shared by pools
+root/<name>-<fingerprint>/
+    texts/00000/                         stage 1, one file per domain; removed when the pool is finished
+    rows/00000/<domain>/                 stage 3: train.arrow, validation.arrow, documents.arrow, counts.json
+    tokenizer/                           stage 2, a copy, so that the folder can be moved
+    manifest.json                        written last: a folder without it is not a pool
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from regimen.data.fingerprint import digest
+from regimen.data.manifest import FORMAT, MANIFEST
+from regimen.data.settings import DatasetSettings, TokenizerSettings
+from regimen.data.sources.records import Source
+
+_SOURCE_FIELDS = {
+    "local": ("max_mb_per_domain",),
+    "text": ("domain", "separator"),
+    "jsonl": ("domain", "domain_field", "text_field", "id_field"),
+    "parquet": ("domain", "domain_field", "text_field", "id_field"),
+    "hub": ("domain", "domain_field", "text_field", "id_field"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pool to make, and which shard of it this process makes."""
+
+    settings: DatasetSettings
+    source: Source
+    root: Path
+    shard_index: int
+    shard_count: int
+
+    @cached_property
+    def base(self) -> str:
+        """Fingerprint of what the pool holds, however many shards made it."""
+        s = self.settings
+        return digest({"content": self._content, "seq_len": s.seq_len, "tokenizer": tokenizer_identity(s.tokenizer),
+                       "max_rows": s.validation.max_rows})  # fmt: skip
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the pool, the order of its rows included."""
+        return digest([self.base, self.shard_count])
+
+    @cached_property
+    def tokenizer_key(self) -> str:
+        """Fingerprint of what determines the tokenizer."""
+        identity = tokenizer_identity(self.settings.tokenizer)
+        return digest([identity, self._content if self.settings.tokenizer.kind == "bpe" else None])
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        s = self.settings
+        fields = {name: getattr(s, name) for name in _SOURCE_FIELDS[s.source]}
+        return {
+            "format": FORMAT,
+            "source": [s.source, fields, self.source.identity()],
+            "domains": dict(s.domains),
+            "on_bad_record": s.on_bad_record if s.source != "local" else None,
+            "deduplicate": s.deduplicate,
+            "split": [s.validation.fraction, s.validation.seed],
+            "shard_by": s.shard_by,
+        }
+
+    @property
+    def folder(self) -> Path:
+        return self.root / f"{self.settings.name}-{self.fingerprint[:12]}"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / MANIFEST
+
+    @property
+    def texts(self) -> Path:
+        return self.folder / "texts" / f"{self.shard_index:05d}"
+
+    def rows(self, shard: int, file: str) -> Path:
+        """The folder of one domain's rows in one shard."""
+        return self.folder / "rows" / f"{shard:05d}" / file
+
+    def done(self, shard: int) -> Path:
+        """The file that says that a shard is complete, and what it counted."""
+        return self.folder / "rows" / f"{shard:05d}" / "shard.json"
+
+    def lock(self, name: str) -> Path:
+        """A lock file of the pool."""
+        folder = self.folder / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.lock"
+
+
+def tokenizer_identity(settings: TokenizerSettings) -> Any:
+    """What determines a tokenizer, its training text left out: for `hf` the files of a folder, or name and revision."""
+    if settings.kind == "bpe":
+        return ["bpe", settings.vocab_size, settings.train_mb]
+    if settings.kind == "bytes":
+        return ["bytes"]
+    folder = Path(str(settings.path))
+    if not folder.is_dir():
+        return ["hf", settings.path, settings.revision]
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".model", ".txt"))
+    return ["hf", [[f.name, digest(f.read_bytes().hex())] for f in files]]
+
+
+def settings_record(settings: DatasetSettings) -> dict[str, Any]:
+    """The settings as JSON-able values, for the manifest."""
+    return dataclasses.asdict(settings)

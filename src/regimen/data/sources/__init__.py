@@ -1,0 +1,1 @@
+"""Where text comes from. Each source yields records; `open_source` picks one by the settings."""

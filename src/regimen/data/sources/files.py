@@ -1,0 +1,129 @@
+"""Documents in files: JSON lines, Parquet, or plain text; a file, a folder, a glob, or any fsspec URL of these.
+
+The domain of a file is, in this order: `domain` of the settings; the first folder below `path`; the file's name up to
+the first dot and without `-00000-of-00010`. Text files directly in the folder
+are documents of one domain, named after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from regimen.core.errors import DataError
+from regimen.data.fingerprint import DigestCache
+from regimen.data.settings import DatasetSettings
+from regimen.data.sources.records import BadRecords, Record
+
+SUFFIXES = {
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "parquet": (".parquet",),
+    "text": (".txt", ".text", ".md"),
+}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+REMOTE_MARKS = ("ETag", "etag", "md5Hash", "md5", "checksum", "sha256", "blob_id", "oid")
+REMOTE_TIMES = ("LastModified", "last_modified", "last_commit", "mtime", "updated", "created")
+
+
+class Part(NamedTuple):
+    """A file. `path` is the file system's, `name` is relative to the typed path, so that a corpus may be moved."""
+
+    path: str
+    name: str
+    domain: str
+
+
+class FileSource:
+    """Files of one format."""
+
+    def __init__(self, settings: DatasetSettings, root: Path) -> None:
+        import fsspec
+
+        self.settings = settings
+        self._cache = DigestCache(root / "digests.json")
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(str(settings.path))
+        except (ValueError, ImportError) as error:
+            raise DataError("dataset.path cannot be opened", got=settings.path, do=str(error)) from error
+        self._local = "file" in self._fs.protocol
+
+    def identity(self) -> Any:
+        """Names, domains and contents of the files; remote files by what their file system says of them."""
+        found = [[part.name, part.domain, self._content(part)] for part in self.parts()]
+        self._cache.save()
+        return found
+
+    def parts(self) -> list[Part]:
+        return self._parts
+
+    def read(self, part: Part, bad: BadRecords) -> Iterator[Record]:
+        from regimen.data.sources import formats
+
+        if self._fs.size(part.path) == 0:
+            bad.report("the file is empty", file=part.path, line=0)
+            return
+        reader = {"jsonl": formats.read_jsonl, "parquet": formats.read_parquet, "text": formats.read_text}
+        count = 0
+        for record in reader[self.settings.source](self._fs, part, self.settings, bad):
+            count += 1
+            yield record
+        if count == 0 and not bad.skipped[part.path]:
+            bad.report("the file has no records", file=part.path, line=0)
+
+    @cached_property
+    def _parts(self) -> list[Part]:
+        fs, path = self._fs, self._path
+        if any(mark in str(self.settings.path) for mark in "*?["):
+            base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+            files = [f for f in fs.glob(path) if fs.isfile(f)]
+        elif fs.isdir(path):
+            base = path.rstrip("/")
+            suffixes = SUFFIXES[self.settings.source]
+            files = [f for f in fs.find(base) if _stem(f).endswith(suffixes) and "/." not in f[len(base) :]]
+        else:
+            base = path.rpartition("/")[0]
+            files = [path] if fs.exists(path) else []
+        if not files:
+            raise self._nothing_found()
+        named = sorted((f[len(base) :].lstrip("/"), f) for f in files)
+        single = len(named) == 1 and named[0][1] == path
+        return [Part(f, name, self._domain(name, base, single=single)) for name, f in named]
+
+    def _domain(self, name: str, base: str, *, single: bool) -> str:
+        if self.settings.domain:
+            return self.settings.domain
+        folder, _, rest = name.partition("/")
+        if rest:
+            return folder
+        if self.settings.source == "text" and not self.settings.separator and not single:
+            return base.rpartition("/")[2] or "text"
+        stem = re.sub(r"-\d+-of-\d+$", "", name.partition(".")[0])
+        return stem or name
+
+    def _content(self, part: Part) -> Any:
+        if self._local:
+            return self._cache.digest(Path(part.path))
+        info = self._fs.info(part.path)
+        marks = [str(info[key]) for key in REMOTE_MARKS if info.get(key)]
+        times = [str(info[key]) for key in REMOTE_TIMES if info.get(key)]
+        return [info.get("size"), marks or times]
+
+    def _nothing_found(self) -> DataError:
+        path, wanted = self._path, ", ".join(SUFFIXES[self.settings.source])
+        folder = path if self._fs.isdir(path) else path.rpartition("/")[0]
+        there = self._fs.ls(folder, detail=False)[:8] if self._fs.isdir(folder) else []
+        names = ", ".join(sorted(f.rstrip("/").rpartition("/")[2] for f in there))
+        return DataError(
+            f"dataset.path has no file to read for dataset.source={self.settings.source}",
+            got=f"{self.settings.path} ({folder} {'holds ' + names if names else 'is empty or missing'})",
+            allowed=f"a file, a glob in quotes, or a folder of {wanted} files, also with {', '.join(COMPRESSED)}",
+            do="correct dataset.path=..., or choose another format with dataset=jsonl, parquet or text",
+        )
+
+
+def _stem(path: str) -> str:
+    """The path without the suffix of a compression."""
+    return next((path.removesuffix(c) for c in COMPRESSED if path.endswith(c)), path)

@@ -1,0 +1,131 @@
+"""Arrow tables on disk: written with the writer of `datasets`, read as numpy views of memory-mapped buffers.
+
+Files are Arrow streams that `datasets.Dataset.from_file` opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+
+DOCUMENT_TEXTS = pa.schema(
+    {"id": pa.large_string(), "text": pa.large_string(), "hash": pa.large_string(), "key": pa.uint64()}
+)
+DOCUMENTS = pa.schema(
+    {
+        "id": pa.large_string(),
+        "hash": pa.large_string(),
+        "domain": pa.large_string(),
+        "split": pa.large_string(),
+        "tokens": pa.int32(),
+        "bytes": pa.int64(),
+    }
+)
+
+
+def rows_schema(vocab_size: int) -> pa.Schema:
+    """Columns of a row table.
+
+    `document` numbers documents inside the file; `start` and `offset` are where the span begins in row and document.
+    """
+    token = pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
+    return pa.schema(
+        {
+            "tokens": pa.list_(token),
+            "document": pa.list_(pa.int64()),
+            "start": pa.list_(pa.int32()),
+            "offset": pa.list_(pa.int64()),
+        }
+    )
+
+
+def file_name(domain: str) -> str:
+    """A file name for any domain name."""
+    return quote(domain, safe=" ()+,").replace(".", "%2E")
+
+
+class TableWriter:
+    """Writes tables of one schema to one file."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        from datasets import Features
+        from datasets.arrow_writer import ArrowWriter
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        features = Features.from_arrow_schema(schema)
+        self.schema = schema
+        self.rows = 0
+        self._writer = ArrowWriter(features=features, path=str(path), disable_nullable=False)
+
+    def write(self, columns: dict[str, object]) -> None:
+        """Appends one record batch."""
+        table = pa.table([_array(columns[f.name], f.type) for f in self.schema], schema=self.schema)
+        if table.num_rows:
+            self.rows += table.num_rows
+            self._writer.write_table(table, writer_batch_size=table.num_rows)
+
+    def close(self) -> None:
+        """Finishes the file, which may be empty."""
+        if not self.rows:
+            self._writer.write_table(self.schema.empty_table())
+        self._writer.finalize()
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The record batches of a file, memory mapped."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        yield from reader
+
+
+class ListView(NamedTuple):
+    """A list column of one record batch: item i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+class RowFile:
+    """Numpy views of one row file: batches of list columns, found by row number."""
+
+    def __init__(self, path: Path) -> None:
+        batches = [b for b in read_batches(path) if b.num_rows]
+        self.first = np.cumsum([0, *(b.num_rows for b in batches)])
+        self._batches = [{name: _list_view(b.column(name)) for name in b.schema.names} for b in batches]
+
+    def at(self, row: int) -> tuple[dict[str, ListView], int]:
+        """The batch that holds a row, and the row's place in it."""
+        k = int(np.searchsorted(self.first, row, side="right")) - 1
+        return self._batches[k], row - int(self.first[k])
+
+    def lengths(self, rows: int) -> np.ndarray:
+        """(rows,) tokens of the first `rows` rows."""
+        parts = [np.diff(view["tokens"].offsets) for view in self._batches]
+        return np.concatenate([np.zeros(0, np.int32), *parts])[:rows]
+
+    def stretches(self, name: str, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(values, offsets) of a list column of the first `rows` rows, batch by batch."""
+        for view, first in zip(self._batches, self.first, strict=False):
+            count = min(rows - int(first), len(view[name].offsets) - 1)
+            if count > 0:
+                yield view[name].values, view[name].offsets[: count + 1]
+
+
+def _array(values: object, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def _list_view(column: pa.ListArray) -> ListView:
+    return ListView(column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True))
+
+
+def column(paths: Iterable[Path], name: str) -> pa.ChunkedArray:
+    """One column of several files."""
+    return pa.chunked_array([b.column(name) for path in paths for b in read_batches(path)])

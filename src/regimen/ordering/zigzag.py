@@ -1,0 +1,49 @@
+"""Zigzag: folding whose every second pass runs from high to low scores, so that the score never jumps.
+
+Paper: ZIG-L, the follow-up to DELT, arXiv 2605.30334, on DELT's folding, arXiv 2506.21545.
+Letters: n rows of the group, L passes; r the rank of a row, 0 for the lowest score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regimen.core.signal import Signal
+from regimen.core.strategy import Observation, Orderer
+from regimen.ordering.folding import check_folds, fold
+from regimen.ordering.ranks import ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zigzag(Orderer):
+    """Passes 0, 2, 4, ... ascend and passes 1, 3, 5, ... descend.
+
+    by: the score to sort by.
+    folds: L, the number of passes, at least 1.
+    """
+
+    by: Signal
+    folds: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folds(self.folds)
+
+    def needs(self) -> tuple[Signal, ...]:
+        return (self.by,)
+
+    def decide(self, state: Any, seen: Observation) -> Tensor:
+        """Positions (n,) int64, a permutation of 0 to n-1. Raises ConfigError for a NaN score."""
+        return zigzag(ranks(seen, self.by), self.folds)
+
+
+def zigzag(rank: Tensor, folds: int) -> Tensor:
+    """Positions (n,) int64 of ranks (n,), a permutation of 0 to n-1: `fold` with every second pass reversed."""
+    size, longer = divmod(len(rank), folds)
+    layer = rank % folds  # (n,)
+    last = size + (layer < longer).long() - 1  # (n,) place of the pass's last row within the pass
+    return fold(rank, folds) + torch.where(layer % 2 == 1, last - 2 * (rank // folds), 0)  # (n,)

@@ -1,0 +1,136 @@
+"""What was run: runs, missing cells, settings that differ, versions, warnings, and what makes runs not comparable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from regimen.reports.compare import Comparison
+from regimen.reports.decisions import warnings_of
+from regimen.reports.groups import Arm, Section
+from regimen.reports.runs import Run
+from regimen.reports.settings import ABSENT, IGNORED, METHOD_OWNED, differing
+from regimen.reports.tables import Cell, Table, cells
+from regimen.reports.wording import NONE, count, listing
+
+
+def runs_table(runs: Sequence[Run], sections: Sequence[Section], *, base: Path) -> Table:
+    """Every run folder, what became of it and whether it is counted."""
+    placed: dict[int, tuple[str, str]] = {}
+    for arm in (arm for section in sections for arm in section.arms):
+        placed.update({id(run): (arm.label, "") for run in arm.counted})
+        placed.update({id(run): (arm.label, reason) for run, reason in arm.others})
+    rows = []
+    for run in runs:
+        label, obstacle = placed.get(
+            id(run), (run.method, run.reason or "its summary names no method, model or dataset")
+        )
+        status = Cell(text=run.status, detail=obstacle, tone="flag" if obstacle else "")
+        rows.append(
+            (
+                *cells(label, NONE if run.seed is None else str(run.seed)),
+                status,
+                *cells(run.text("steps") or NONE, run.model, run.dataset, os.path.relpath(run.folder, base)),
+            )
+        )
+    counted = sum(1 for _, reason in placed.values() if not reason)
+    notes = [f"{counted} of {count(len(runs), 'run')} are counted in the means."]
+    notes += [f"{os.path.relpath(run.folder, base)}: {listing(run.notes)}." for run in runs if run.notes]
+    columns = ("Method", "Seed", "Status", "Steps", "Model", "Dataset", "Folder")
+    return Table(title="Runs", columns=columns, rows=tuple(rows), notes=tuple(notes), words=len(columns))
+
+
+def missing_cells(section: Section) -> list[str]:
+    """The cells of the grid method x seed that no finished run fills, in words, one line per method and reason."""
+    cells: dict[tuple[str, str], list[int]] = {}
+    for arm in section.arms:
+        tried = {run.seed: reason for run, reason in arm.others if run.seed is not None}
+        for seed in section.seeds:
+            if seed not in arm.seeds:
+                cells.setdefault((arm.label, _why(arm, seed, tried)), []).append(seed)
+    return [
+        f"{label}, {'seed' if len(seeds) == 1 else 'seeds'} {listing(seeds)}: {why}"
+        for (label, why), seeds in cells.items()
+    ]
+
+
+def _why(arm: Arm, seed: int, tried: dict[int, str]) -> str:
+    if seed not in tried:
+        return "no run"
+    status = next(run.status for run, _ in arm.others if run.seed == seed)
+    return f"{status}, {tried[seed]}" if status not in tried[seed] else tried[seed]
+
+
+def notices(comparison: Comparison) -> list[str]:
+    """What a reader must know before the numbers: arms that cannot be compared with the baseline, and why."""
+    base = comparison.baseline.arm.label
+    return [
+        f"{result.arm.label} is NOT comparable with {base}: it has {listing(result.obstacles)}."
+        for result in comparison.results
+        if result.obstacles
+    ]
+
+
+def section_notice(sections: Sequence[Section]) -> list[str]:
+    """That several models or datasets were found, which are never compared with each other."""
+    if len(sections) < 2:
+        return []
+    return [
+        f"The runs are of {listing(section.title for section in sections)}: each has its own section, and runs of "
+        "different sections are NOT comparable."
+    ]
+
+
+def settings_table(sections: Sequence[Section]) -> Table | None:
+    """Settings that are not the same in all counted runs, other than the method's own and the seed."""
+    arms = [(section, arm) for section in sections for arm in section.arms if arm.counted]
+    tables = [run.settings for _, arm in arms for run in arm.counted if run.settings]
+    keys = differing(tables, (*IGNORED, *METHOD_OWNED))
+    if not keys:
+        return None
+    several = len(sections) > 1
+    rows = []
+    for key in keys:
+        values = [_values(run.settings.get(key, ABSENT) for run in arm.counted if run.settings) for _, arm in arms]
+        rows.append((Cell(text=key), *cells(*values)))
+    names = [f"{arm.label} ({section.title})" if several else arm.label for section, arm in arms]
+    return Table(
+        title="Settings that differ",
+        columns=("Setting", *names),
+        rows=tuple(rows),
+        notes=("Beyond method and seed. A difference to a baseline includes the effect of these.",),
+        words=len(names) + 1,
+    )
+
+
+def _values(values: Iterable[str]) -> str:
+    return " | ".join(dict.fromkeys(values)) or "(no config.yaml)"
+
+
+def environment_table(runs: Sequence[Run]) -> Table | None:
+    """Versions, machines and fingerprints of the counted runs; a row with several values says so."""
+    rows = []
+    for part, title in (("versions", ""), ("machine", "machine: "), ("fingerprints", "fingerprint: ")):
+        for key in sorted({key for run in runs for key in run.part(part)}):
+            if (part, key) == ("fingerprints", "config"):
+                continue  # differs from run to run by its nature
+            values = list(dict.fromkeys(run.text(part, key) or "none" for run in runs))
+            tone = "flag" if len(values) > 1 else ""
+            rows.append((Cell(text=f"{title}{key}"), Cell(text=" | ".join(values), tone=tone)))
+    if not rows:
+        return None
+    return Table(title="Versions and machine", columns=("", "Value"), rows=tuple(rows), words=2)
+
+
+def warnings_table(runs: Sequence[Run]) -> Table | None:
+    """Every warning once, with the runs that gave it."""
+    rows = []
+    for text, places in warnings_of(runs).items():
+        names = [run.text("name") or run.folder.name for run, _ in places]
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        steps = [step for _, step in places if step is not None]
+        rows.append(cells(text, shown, str(min(steps)) if steps else NONE))
+    if not rows:
+        return None
+    return Table(title="Warnings", columns=("Warning", "Runs", "First step"), rows=tuple(rows), words=3)

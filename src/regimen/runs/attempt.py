@@ -1,0 +1,122 @@
+"""What this attempt at a run does: begin, go on from a checkpoint, or skip what is finished. Decided once, by rank 0.
+
+Lightning starts the other ranks by running the same command again, and a multirun passes every job in each of them;
+they read the decision from the run's folder instead of looking for themselves, so that no rank parts ways.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from regimen import __version__
+from regimen.core.errors import ConfigError, RunError
+from regimen.training.callbacks.checkpoint import checkpoints
+from regimen.training.files import write_json
+
+Action = Literal["begin", "resume", "skip", "refuse"]
+_TOKEN = "REGIMEN_ATTEMPT"
+_WAIT_SECONDS = 3600.0  # rank 0 may have to prepare the data first
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The decision. checkpoint: the file to resume from. token: ties it to this launch of this job."""
+
+    action: Action
+    checkpoint: str | None
+    token: str
+
+
+def global_rank() -> int:
+    """The rank of this process before any trainer exists, from what launchers set."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name == "SLURM_PROCID" and int(os.environ.get("SLURM_NTASKS", "1")) == 1:
+            continue  # an interactive shell on a cluster
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def launch_token(job: int) -> str:
+    """The same on every rank of one launch of job number `job`, and on no other launch."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        base = f"{os.environ['TORCHELASTIC_RUN_ID']}.{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        base = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+    else:
+        base = os.environ.setdefault(_TOKEN, uuid.uuid4().hex)  # child processes inherit it
+    return f"{base}.{job}"
+
+
+def decide(folder: Path, token: str, *, fingerprints: Mapping[str, str], accept_other_version: bool) -> Attempt:
+    """Rank 0's decision, written to the folder for the others.
+
+    Raises ConfigError where the folder holds a run on other data, of another configuration or another version.
+    """
+    summary = _summary(folder)
+    if summary is not None:
+        _refuse_other(folder, summary, fingerprints, accept_other_version)
+    saved = checkpoints(folder)
+    if summary is not None and summary["status"] == "finished":
+        attempt = Attempt("skip", None, token)
+    elif summary is not None and saved:
+        attempt = Attempt("resume", str(saved[-1]), token)
+    else:
+        attempt = Attempt("begin", None, token)
+    write_json(folder / "attempt.json", asdict(attempt))
+    return attempt
+
+
+def refuse(folder: Path, token: str) -> None:
+    """Tell the other ranks that rank 0 stopped before it could decide."""
+    if folder.is_dir():
+        write_json(folder / "attempt.json", asdict(Attempt("refuse", None, token)))
+
+
+def await_decision(folder: Path, token: str) -> Attempt:
+    """The decision of rank 0, on the other ranks."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    path = folder / "attempt.json"
+    while time.monotonic() < deadline:
+        if path.is_file():
+            attempt = Attempt(**json.loads(path.read_text()))
+            if attempt.token == token and attempt.action == "refuse":
+                raise RunError("rank 0 stopped before training; its message says why")
+            if attempt.token == token:
+                return attempt
+        time.sleep(0.1)
+    raise RunError(f"rank 0 did not begin within {_WAIT_SECONDS:.0f} s", got=path, do="look at the log of rank 0")
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _refuse_other(
+    folder: Path, summary: Mapping[str, Any], fingerprints: Mapping[str, str], accept_other_version: bool
+) -> None:
+    what = {"pool": "data", "tokenizer": "tokenizer", "config": "configuration"}
+    for key, name in what.items():
+        old, new = summary["fingerprints"][key], fingerprints[key]
+        if old != new:
+            raise ConfigError(
+                f"{folder} holds a run with another {name}",
+                got=f"{name} fingerprint {new}",
+                allowed=f"{name} fingerprint {old}",
+                do="bring the data or setting back, or give the new run its own folder: run_dir=DIR, sweep=NAME",
+            )
+    if summary["versions"]["regimen"] != __version__ and not accept_other_version:
+        raise ConfigError(
+            f"{folder} holds a run of another version of regimen",
+            got=f"regimen {__version__}",
+            allowed=f"regimen {summary['versions']['regimen']}",
+            do="add accept_other_version=true to go on with it, or give the new run its own folder: run_dir=DIR",
+        )

@@ -1,0 +1,87 @@
+"""Which run a configuration is: its readable name, its hash, its folder. Never a function of the clock.
+
+What cannot change the result (where files go, how work is laid out on devices, what is logged) is not in the hash, so
+that a run resumed on other hardware finds its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_NOT_RESULT = (
+    *("run_dir", "resume", "sweep", "paths", "logger", "choices", "shard", "hydra", "signal", "accept_other_version"),
+    *("on_bad_record", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.micro_batch_size", "trainer.sweep_batch_size", "trainer.threads", "trainer.progress"),
+    *("trainer.log_every", "trainer.save_every_steps", "trainer.save_every_minutes", "trainer.keep_checkpoints"),
+)
+LAYOUT = (*(key for key in _NOT_RESULT if key.startswith("trainer.")), "paths", "logger")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Ten hex digits of everything in a resolved configuration that can change the result."""
+    kept: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    for dotted in _NOT_RESULT:
+        *path, last = dotted.split(".")
+        node = kept
+        for key in path:
+            node = node.get(key, {})
+        node.pop(last, None)
+    text = json.dumps(kept, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def methods(config: Mapping[str, Any]) -> list[str]:
+    """The names given to `method=`."""
+    return [name for name in re.split(r"[\s,\[\]'\"]+", str(config["choices"]["method"])) if name]
+
+
+def run_name(config: Mapping[str, Any]) -> str:
+    """E.g. `folding+loss_weighting-nano-local-seed1`."""
+    choices = config["choices"]
+    parts = ["+".join(methods(config)), choices["model"], choices["dataset"], f"seed{config['seed']}"]
+    return "-".join(re.sub(r"[^\w.+]", "_", str(part)) for part in parts)
+
+
+def run_folder(config: Mapping[str, Any], *, sweep: str | None) -> Path:
+    """Where the run lives: `run_dir`, or a name and a hash under `paths.outputs` and the multirun's folder."""
+    if config["run_dir"]:
+        return Path(config["run_dir"]).expanduser()
+    root = Path(config["paths"]["outputs"]).expanduser()
+    return root / (sweep or "") / f"{run_name(config)}-{config_hash(config)}"
+
+
+def sweep_name(overrides: list[str]) -> str:
+    """A folder name for a multirun: what is swept, how many values, and a hash, e.g. `method6-seed3-1f2e3d`."""
+    swept = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if re.fullmatch(r"[\w./@+-]+", key) and (n := _values(value)) > 1:
+            swept.append(f"{key.lstrip('+').split('.')[-1]}{n}")
+    digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6]
+    return "-".join([*swept, digest]) if swept else f"multirun-{digest}"
+
+
+def _values(text: str) -> int:
+    """Values of a simple sweep `a,b,c`; commas inside brackets, braces, parentheses or quotes do not count."""
+    ranged = re.fullmatch(r"range\((\d+)(?:,(\d+))?\)", text.replace(" ", ""))
+    if ranged:
+        first, second = ranged.groups()
+        return int(second) - int(first) if second else int(first)
+    depth, count, quote = 0, 1, ""
+    for c in text:
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"":
+            quote = c
+        elif c in "[{(":
+            depth += 1
+        elif c in "]})":
+            depth -= 1
+        elif c == "," and depth == 0:
+            count += 1
+    return count

@@ -1,0 +1,104 @@
+"""Between Hydra and the commands: one composed configuration in, one command run. Imports nothing heavy at the top."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from regimen.core.errors import ConfigError, RegimenError
+from regimen.runs.identity import LAYOUT, run_folder, sweep_name
+
+_SWEEP = "REGIMEN_SWEEP"
+
+
+class Refused(CompactHydraException):
+    """A RegimenError on its way through Hydra, which prints this kind without a traceback and exits with 1."""
+
+
+def with_sweep_folder(arguments: list[str]) -> list[str]:
+    """The arguments, and for a multirun its folder: in the environment, where every job and every rank finds it."""
+    if any(a in ("-m", "--multirun") for a in arguments):
+        overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "hydra"))]
+        os.environ.setdefault(_SWEEP, sweep_name(overrides))
+    return arguments
+
+
+def run(command: str, config: DictConfig) -> None:
+    """Run one job of `command`."""
+    try:
+        settings, folder, sweep = _resolved(config)
+        if command == "train":
+            from regimen.runs.train import train
+
+            train(settings, folder, sweep=sweep)
+        elif command == "prepare":
+            from regimen.runs.check import prepare
+
+            prepare(settings)
+        else:
+            from regimen.runs.check import check
+
+            check(settings, folder)
+    except RegimenError as error:
+        raise Refused(f"error: {error}") from None
+
+
+def _resolved(config: DictConfig) -> tuple[dict[str, Any], Path, str | None]:
+    """Plain settings, the run's folder, and the multirun it belongs to."""
+    hydra = HydraConfig.get()
+    sweep = config["sweep"]
+    if sweep is None and hydra.mode == RunMode.MULTIRUN:
+        sweep = os.environ.get(_SWEEP)
+    if config["resume"] is not None:
+        return _resumed(Path(config["resume"]).expanduser(), config, list(hydra.overrides.task))
+    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    settings = {str(key): value for key, value in settings.items()}
+    return settings, run_folder(settings, sweep=sweep), sweep
+
+
+def _resumed(folder: Path, config: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], Path, str | None]:
+    """The settings of a run that exists; only what cannot change its result may be given anew."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            "there is no run to go on with",
+            got=f"resume={folder}",
+            allowed="a folder with config.yaml",
+            do="ls outputs, or start the run: regimen train ...",
+        )
+    saved = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(saved, dict)
+    new = OmegaConf.to_container(config, resolve=False)
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key == "resume":
+            continue
+        if not _is_layout(key):
+            raise ConfigError(
+                "a resumed run keeps its own settings",
+                got=override,
+                allowed="trainer.devices, trainer.micro_batch_size, trainer.save_every_steps and the like, logger, paths",
+                do="drop it, or start a new run",
+            )
+        _copy(key.partition("@")[0], new, saved)
+    settings: dict[str, Any] = {str(k): v for k, v in saved.items()}
+    settings |= {"run_dir": str(folder), "resume": None, "accept_other_version": config["accept_other_version"]}
+    return settings, folder, None
+
+
+def _is_layout(key: str) -> bool:
+    return key == "accept_other_version" or any(key == name or key.startswith(f"{name}.") for name in LAYOUT)
+
+
+def _copy(dotted: str, source: Any, target: Any) -> None:
+    *path, last = dotted.split(".")
+    for name in path:
+        source, target = source[name], target.setdefault(name, {})
+    target[last] = source[last]

@@ -1,0 +1,91 @@
+"""From `strategies.*` to strategies with their triggers, one owner per kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from regimen.core.errors import ConfigError, RegimenError
+from regimen.core.strategy import KINDS, Kind, Mixer, Orderer, Strategy, wrong_scope
+from regimen.core.trigger import Trigger
+from regimen.mixing.natural import Natural
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A strategy with its name and trigger; a weighter has none, it acts in every step."""
+
+    name: str
+    strategy: Strategy
+    trigger: Trigger | None
+
+    @property
+    def kind(self) -> Kind:
+        """Selector, mixer, orderer or weighter."""
+        return self.strategy.kind
+
+
+def make_strategies(settings: Mapping[str, Mapping[str, Any]]) -> list[Placed]:
+    """The strategies of a run in the fixed sequence keep, mix, order, weight.
+
+    Raises ConfigError where two strategies have the same kind, a trigger is missing, or an order contradicts a mixer.
+    """
+    placed = [_place(name, fields) for name, fields in settings.items()]
+    for kind in KINDS:
+        owners = [p.name for p in placed if p.kind == kind]
+        if len(owners) > 1:
+            raise ConfigError(
+                f"a run has one {kind}",
+                got=" and ".join(owners),
+                do=f"drop one of them: method=[...] without {owners[-1]}, or add ~strategies.{owners[-1]}",
+            )
+    _refuse_contradiction(placed)
+    return sorted(placed, key=lambda p: KINDS.index(p.kind))
+
+
+def _place(name: str, fields: Mapping[str, Any]) -> Placed:
+    fields = dict(fields)
+    when = fields.pop("when", None)
+    strategy = _instantiate(f"strategies.{name}", fields)
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(
+            f"strategies.{name} is not a strategy",
+            got=f"{fields.get('_target_')}",
+            allowed="a subclass of Selector, Mixer, Orderer or Weighter in regimen.core.strategy",
+        )
+    if strategy.kind == "weighter":
+        if when is not None:
+            raise ConfigError(f"{name} is a weighter and acts in every step", do=f"drop strategies.{name}.when")
+        return Placed(name, strategy, None)
+    if when is None:
+        raise ConfigError(
+            f"strategies.{name} does not say when it decides",
+            do="add `when: {_target_: regimen.core.trigger.Once}`, Every (steps, start) or AtFractions (fractions)",
+        )
+    trigger = _instantiate(f"strategies.{name}.when", when)
+    if not isinstance(trigger, Trigger):
+        raise ConfigError(f"strategies.{name}.when is not a trigger", got=when, allowed="Once, Every, AtFractions")
+    return Placed(name, strategy, trigger)
+
+
+def _instantiate(where: str, fields: Mapping[str, Any]) -> Any:
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    if "_target_" not in fields:
+        raise ConfigError(f"{where} names no class", got=dict(fields), do="add `_target_: package.module.Class`")
+    try:
+        return instantiate(dict(fields), _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, RegimenError):
+            raise error.__cause__ from None
+        raise ConfigError(f"{where} cannot be built", got=str(error).splitlines()[0][:300]) from error
+
+
+def _refuse_contradiction(placed: list[Placed]) -> None:
+    mixed = any(isinstance(p.strategy, Mixer) and not isinstance(p.strategy, Natural) for p in placed)
+    for p in placed:
+        within = p.strategy.within if isinstance(p.strategy, Orderer) else None
+        if within == ("pool" if mixed else "domain"):
+            raise wrong_scope(p.name, within)

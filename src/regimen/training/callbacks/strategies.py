@@ -1,0 +1,211 @@
+"""One callback per kind of strategy. They only carry: fetch signals, ask the strategy, hand its decision to the loader.
+
+A decision is made on rank 0 and broadcast; batch t+1 obeys what was decided after step t.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from regimen.core.errors import ConfigError
+from regimen.core.plan import digest_of
+from regimen.core.seeding import generator
+from regimen.core.strategy import Kind, Mixer, Observation, Orderer, Selection, Selector, Strategy, wrong_scope
+from regimen.core.trigger import Trigger
+from regimen.training.callbacks import summaries
+from regimen.training.context import RunContext, Step
+
+S = TypeVar("S", bound=Strategy)
+
+
+class StrategyCallback(pl.Callback, Generic[S]):
+    """Carries one strategy: `observe` after each optimizer step, `decide` when the trigger fires."""
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, name: str, strategy: S, trigger: Trigger | None, context: RunContext) -> None:
+        self.name, self.strategy, self.trigger, self.context = name, strategy, trigger, context
+        self.state: Any = strategy.init(context.index)
+        # A strategy that keeps the default `observe` costs nothing between decisions.
+        self._observes = type(strategy).observe is not Strategy.observe
+
+    @property
+    def state_key(self) -> str:
+        """One entry per strategy in a checkpoint."""
+        return f"{self.kind}:{self.name}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.state._asdict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = type(self.state)(**state_dict["state"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.context.loader.stream.step == 0 and self._due(0):
+            self._decide_once(trainer, 0)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = self.context.step
+        if step is None:
+            return
+        if self._observes:
+            self.state = self.strategy.observe(self.state, self._watched(step))
+        if self._due(step.number):
+            self._decide_once(trainer, step.number)
+
+    # ---- what each kind fills in ---------------------------------------------------------------------------
+
+    def decide(self, trainer: pl.Trainer, step: int) -> dict[str, Any]:
+        """Make a decision, hand it to the loader, and return its line for the record."""
+        raise NotImplementedError(self.kind)
+
+    # ---- shared --------------------------------------------------------------------------------------------
+
+    def _due(self, step: int) -> bool:
+        total = self.context.total_steps
+        return self.trigger is not None and step < total and self.trigger.fires(step, total)
+
+    def _decide_once(self, trainer: pl.Trainer, step: int) -> None:
+        before = self.context.clock.snapshot("measuring")
+        line = self.decide(trainer, step)
+        cost = self.context.clock.since("measuring", before)
+        self.context.write(trainer, {"step": step, "kind": self.kind, "strategy": self.name, **line, "cost": cost})
+        self.context.drain_stream_warnings(trainer, step)
+
+    def _horizon(self, step: int) -> int:
+        assert self.trigger is not None
+        until = self.trigger.following(step, self.context.total_steps)
+        return (until - step) * self.context.loader.stream.batch_size
+
+    def _observation(self, step: int, ids: Tensor, values: dict[Any, Tensor], *, horizon: int) -> Observation:
+        index = self.context.index
+        return Observation(
+            step=step,
+            total_steps=self.context.total_steps,
+            index=index,
+            ids=ids,
+            domain=index.domain_of(ids),
+            tokens=index.tokens_of(ids),
+            values=values,
+            horizon=horizon,
+            generator=generator(self.context.seed, self.name, step),
+        )
+
+    def _watched(self, step: Step) -> Observation:
+        values: dict[Any, Tensor] = {}
+        for signal in self.strategy.watches():
+            assert signal.free, f"{self.name} watches {signal}, which does not fall out of training"
+            values[signal] = signal.measure(_StepMeter(self.context, step), step.ids)
+        return self._observation(step.number, step.ids, values, horizon=0)
+
+    def _needed(self, step: int, ids: Tensor) -> Observation:
+        board = self.context.board
+        assert board is not None
+        values = {signal: board.values(signal, ids, step=step) for signal in self.strategy.needs()}
+        return self._observation(step, ids, values, horizon=self._horizon(step))
+
+
+class _StepMeter:
+    """Answers free signals from the step that ended instead of measuring again."""
+
+    def __init__(self, context: RunContext, step: Step) -> None:
+        self.index, self._step = context.index, step
+
+    def losses(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        assert ids is self._step.ids
+        return self._step.sums, self._step.tokens.double()
+
+
+class SelectionCallback(StrategyCallback[Selector]):
+    """Carries a selector: which rows may be drawn."""
+
+    kind = "selector"
+
+    def decide(self, trainer: pl.Trainer, step: int) -> dict[str, Any]:
+        stream = self.context.loader.stream
+        ids = stream.available()
+        if not len(ids):
+            raise ConfigError(
+                f"{self.name} has no row to choose from at step {step}: all reached the repetition cap",
+                do="raise dataset.max_epochs_per_domain (null: no cap) or lower the budget",
+            )
+        limit = self.strategy.candidates
+        if limit is not None and limit < len(ids):
+            pick = torch.randperm(len(ids), generator=generator(self.context.seed, self.name, "candidates", step))
+            ids = ids[pick[:limit]].sort().values
+        seen = self._needed(step, ids)
+        decided = self.strategy.checked(self.strategy.decide(self.state, seen), seen) if _first(trainer) else None
+        chosen: Selection = _agreed(trainer, decided)
+        self.state = self.strategy.advance(self.state, chosen, seen)
+        plan = self.context.loader.plan.with_(
+            keep=chosen.ids, repeats=chosen.repeats, sampling_weight=chosen.sampling_weight
+        )
+        self.context.loader.update(plan, rows=seen.horizon)
+        line = summaries.of_selection(chosen, seen)
+        summaries.log(trainer, step, {"selection/kept": line["kept"], "selection/share": line["kept"] / line["of"]})
+        return line
+
+
+class MixingCallback(StrategyCallback[Mixer]):
+    """Carries a mixer: the share of target tokens of each domain."""
+
+    kind = "mixer"
+
+    def decide(self, trainer: pl.Trainer, step: int) -> dict[str, Any]:
+        ids = torch.empty(0, dtype=torch.int64) if self.context.step is None else self.context.step.ids
+        seen = self._needed(step, ids)
+        decided = self.strategy.checked(self.strategy.decide(self.state, seen), seen) if _first(trainer) else None
+        shares: Tensor | None = _agreed(trainer, decided)
+        self.state = self.strategy.advance(self.state, shares, seen)
+        stream = self.context.loader.stream
+        domains = self.context.index.domains
+        realised = stream.realised() if stream.step else None
+        if shares is None:
+            natural = dict(zip(domains, self.context.index.natural().tolist(), strict=True))
+            return {"digest": digest_of(None), "mixture": natural, "realised": realised, "draw": "shuffle"}
+        mixture = dict(zip(domains, shares.tolist(), strict=True))
+        draw, groups = self.strategy.draw, self.strategy.draw_groups
+        self.context.loader.update(self.context.loader.plan.with_(mixture=mixture, draw=draw, draw_groups=groups))
+        summaries.log(trainer, step, {f"mixture/{name}": share for name, share in mixture.items()})
+        return {"digest": digest_of(shares), "mixture": mixture, "realised": realised, "draw": draw}
+
+
+class OrderingCallback(StrategyCallback[Orderer]):
+    """Carries an orderer: the sequence of the rows that the rest of the budget will serve."""
+
+    kind = "orderer"
+
+    def decide(self, trainer: pl.Trainer, step: int) -> dict[str, Any]:
+        plan = self.context.loader.plan
+        scope = "pool" if plan.mixture is None else "domain"
+        if self.strategy.within not in (None, scope):
+            raise wrong_scope(self.name, str(self.strategy.within))
+        # An order decided before does not bind the rows that a new one is made for.
+        self.context.loader.update(plan.with_(order=None))
+        parts, line = [], {}
+        for lane, ids in self.context.loader.stream.groups().items():
+            seen = self._needed(step, ids)
+            seen = dataclasses.replace(seen, generator=generator(self.context.seed, self.name, step, lane))
+            decided = self.strategy.checked(self.strategy.decide(self.state, seen), seen) if _first(trainer) else None
+            ordered: Tensor = _agreed(trainer, decided)
+            parts.append(ordered)
+            line[lane] = summaries.of_order(ordered, seen)
+        order = torch.cat(parts)
+        self.context.loader.update(self.context.loader.plan.with_(order=order))
+        return {"digest": digest_of(order), "groups": line}
+
+
+def _first(trainer: pl.Trainer) -> bool:
+    return bool(trainer.global_rank == 0)
+
+
+def _agreed(trainer: pl.Trainer, decision: Any) -> Any:
+    """Rank 0's decision, on every rank."""
+    return decision if trainer.world_size == 1 else trainer.strategy.broadcast(decision, src=0)

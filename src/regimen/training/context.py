@@ -1,0 +1,93 @@
+"""What the callbacks of one run share. The way is one round: callbacks write to the loader, nothing reads from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from regimen.core.index import PoolIndex
+from regimen.signals.board import SignalBoard
+from regimen.training.cost import CostClock
+from regimen.training.files import JsonLines
+from regimen.training.loader import PlannedLoader
+
+
+@dataclass
+class Step:
+    """The global batch of the optimizer step that just ended, the same on every rank.
+
+    ids, domain, tokens: (B,) int64; sums: (B,) float64 summed losses in nats; weights: (B,) float64.
+    """
+
+    number: int
+    ids: Tensor
+    domain: Tensor
+    tokens: Tensor
+    sums: Tensor
+    weights: Tensor
+
+    @property
+    def losses(self) -> Tensor:
+        """(B,) float64 mean token loss per row."""
+        return self.sums / self.tokens.clamp(min=1)
+
+
+@dataclass
+class RunContext:
+    """One run: its folder, seed, data, and where decisions, costs and measurements go.
+
+    step: filled by `GatherSteps` at every step boundary, None inside an accumulation window.
+    board: made when training starts, since measuring needs the trainer.
+    """
+
+    folder: Path
+    seed: int
+    loader: PlannedLoader
+    clock: CostClock
+    total_steps: int
+    record: JsonLines
+    board: SignalBoard | None = None
+    step: Step | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def index(self) -> PoolIndex:
+        """The training rows."""
+        return self.loader.stream.index
+
+    def write(self, trainer: pl.Trainer, line: dict[str, Any]) -> None:
+        """Add a line to the record, on rank 0."""
+        if trainer.is_global_zero:
+            self.record.append(line)
+
+    def warn(self, trainer: pl.Trainer, step: int, text: str) -> None:
+        """Put a warning into the record and the summary."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.write(trainer, {"step": step, "kind": "warning", "text": text})
+
+    def drain_stream_warnings(self, trainer: pl.Trainer, step: int) -> None:
+        """Record what the stream had to do otherwise than planned."""
+        stream = self.loader.stream
+        for text in stream.warnings:
+            self.warn(trainer, step, text)
+        stream.warnings.clear()
+
+
+def at_boundary(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether the micro-batch that ended completes an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def gathered(trainer: pl.Trainer, local: Tensor) -> Tensor:
+    """(W * n, ...) values of all ranks in rank order, for (n, ...) of this one."""
+    if trainer.world_size == 1:
+        return local.cpu()
+    stacked = trainer.strategy.all_gather(local.to(trainer.strategy.root_device))
+    assert isinstance(stacked, torch.Tensor)
+    return stacked.flatten(0, 1).cpu()

@@ -1,0 +1,104 @@
+"""Measure rows under the current model without disturbing training. Implements the `Meter` that signals use.
+
+Letters: n rows asked for, W ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from regimen.core.index import PoolIndex
+from regimen.data.pool import RowTable
+from regimen.training.cost import CostClock
+from regimen.training.loader import Batch, collate
+from regimen.training.module import LanguageModule
+
+
+class Measured(NamedTuple):
+    """Per row (n,) float64: summed loss in nats and target tokens; loss and bytes of the tokens that stand for text."""
+
+    loss: Tensor
+    tokens: Tensor
+    text_loss: Tensor
+    text_bytes: Tensor
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode and the random states come back as they were."""
+    modes = {m: m.training for m in module.modules()}
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        module.eval()
+        try:
+            yield
+        finally:
+            for m, mode in modes.items():
+                m.training = mode  # not m.train(): that would reach into submodules left in evaluation mode
+
+
+class Sweeper:
+    """Forward passes over rows of a table, spread over the ranks, charged to `purpose` on the clock.
+
+    batch_size: rows per forward pass on one rank. token_bytes: (V,) UTF-8 bytes that each token stands for.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        module: LanguageModule,
+        table: RowTable,
+        *,
+        clock: CostClock,
+        purpose: str,
+        batch_size: int,
+        token_bytes: Tensor,
+        document_mask: bool,
+    ) -> None:
+        self.trainer, self.module, self.table = trainer, module, table
+        self.clock, self.purpose = clock, purpose
+        self.batch_size, self.token_bytes, self.document_mask = batch_size, token_bytes, document_mask
+
+    @property
+    def index(self) -> PoolIndex:
+        """The rows that are measured."""
+        return self.table.index
+
+    def losses(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed losses (n,) float64 in nats and target tokens (n,) of rows `ids` (n,)."""
+        measured = self.measure(ids)
+        return measured.loss, measured.tokens
+
+    def measure(self, ids: Tensor) -> Measured:
+        """Measure rows `ids` (n,). Collective: all ranks call it with the same ids, and forward equally often."""
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        by_length = self.index.tokens_of(ids).argsort(stable=True)  # rows of one length together: little padding
+        per_rank = -(-len(ids) // world)
+        padded = by_length[torch.arange(per_rank * world).clamp(max=len(ids) - 1)]
+        with self.clock.timed(self.purpose), undisturbed(self.module):
+            mine = [self._forward(ids[part]) for part in padded.view(world, -1)[rank].split(self.batch_size)]
+            local = torch.cat(mine)  # (per_rank, 4)
+            gathered = self.trainer.strategy.all_gather(local.to(self.module.device)).cpu().view(-1, 4)
+        tokens = float(self.index.tokens_of(ids).sum())
+        context = int(self.index.tokens_of(ids[:1])[0]) if len(ids) else 0
+        self.clock.add(self.purpose, tokens=tokens, flops=tokens * self.module.forward_flops(context))
+        out = torch.empty(len(ids), 4, dtype=torch.float64)
+        out[padded] = gathered
+        return Measured(*out.unbind(1))
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """(n, 4) float64: the columns of `Measured`."""
+        rows = collate(self.table, ids, document_mask=self.document_mask)
+        batch = Batch(**rows, step=-1, micro=0, global_rows=len(ids), global_tokens=0)
+        batch = self.trainer.strategy.batch_to_device(batch, self.module.device)
+        with self.trainer.precision_plugin.forward_context():
+            losses = self.module.token_losses(batch).double()  # (n, L)
+        text = self.token_bytes.to(losses.device)[batch.targets.clamp(min=0)] * (batch.targets >= 0)
+        columns = losses.sum(1), batch.tokens.double(), (losses * (text > 0)).sum(1), text.sum(1).double()
+        return torch.stack(columns, 1).cpu()
