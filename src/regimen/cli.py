@@ -35,7 +35,16 @@ Tab completion: eval "$(regimen -sc install=bash)"
 
 def main() -> int:
     """Run the command in sys.argv; returns the exit status."""
-    arguments = sys.argv[1:]
+    try:
+        return _dispatch(sys.argv[1:])
+    except RegimenError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # e.g. `regimen --help | head`
+        sys.stderr.close()
+    return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("-sc", "--shell-completion", "--shell_completion"):
         return _complete()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -44,13 +53,7 @@ def main() -> int:
     if arguments[0] in ("-V", "--version", "version"):
         print(__version__)
         return 0
-    try:
-        return _command(arguments[0])(arguments[1:])
-    except RegimenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        return 1
+    return _command(arguments[0])(arguments[1:])
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

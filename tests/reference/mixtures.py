@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from observations import seeing
 from torch import Tensor
 
 from regimen.core.index import PoolIndex
 from regimen.core.strategy import Mixer
+from tests.reference.observations import seeing
 
 
 def shares_of(mixer: Mixer, index: PoolIndex, *, horizon: int = 100, seed: int = 0, step: int = 0) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import strategies as st
-from observations import seeing
 
 from regimen.core.errors import ConfigError
 from regimen.core.strategy import Orderer
+from tests.reference.observations import seeing
 
 NAN = float("nan")
 SCORES = st.lists(st.sampled_from([-2.0, -0.0, 0.0, 0.5, 1.0, 3.0, float("inf")]), max_size=40)

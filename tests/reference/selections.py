@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from observations import seeing
 
 from regimen.core.strategy import Selector
+from tests.reference.observations import seeing
 
 
 def kept(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from mixtures import shares_of
-from observations import index_of
 
 from regimen.core.errors import ConfigError
 from regimen.mixing.fixed import FixedMixture
+from tests.reference.mixtures import shares_of
+from tests.reference.observations import index_of
 
 PRESETS = sorted(
     path for path in (Path(__file__).resolve().parents[2] / "conf" / "mixture").glob("*.yaml") if path.stem != "none"

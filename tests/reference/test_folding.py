@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from observations import LOSS
-from orderings import SCORES, ascending, check_edges, check_ordering, folded, served
 
 from regimen.ordering.folding import Folding, fold
+from tests.reference.observations import LOSS
+from tests.reference.orderings import SCORES, ascending, check_edges, check_ordering, folded, served
 
 
 @pytest.mark.parametrize(

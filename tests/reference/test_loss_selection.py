@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from observations import LOSS, seeing
-from selections import check_selector, kept
 
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.seeding import generator
 from regimen.core.strategy import Observation
 from regimen.selection.loss_selection import LossSelection
+from tests.reference.observations import LOSS, seeing
+from tests.reference.selections import check_selector, kept
 
 NINE = [float(i) for i in range(9)]  # the borders .33 and .66 lie at 2.64 and 5.28
 FOCUSED = {"low": {0, 1, 2}, "medium": {3, 4, 5}, "high": {6, 7, 8}}

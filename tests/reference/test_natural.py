@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from observations import index_of, seeing
-
 from regimen.mixing.natural import Natural
+from tests.reference.observations import index_of, seeing
 
 
 def test_leaves_the_plain_shuffle():

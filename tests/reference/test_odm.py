@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from observations import LOSS, index_of, seeing
 
 from regimen.core.draw import row_probabilities
 from regimen.core.strategy import Observation
 from regimen.mixing.odm import Odm, OdmState, exploration, exponential_policy, linear_policy
+from tests.reference.observations import LOSS, index_of, seeing
 
 REWARDS = st.lists(st.floats(0, 1e5), min_size=2, max_size=24)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from selections import check_selector, kept
 
 from regimen.core.errors import ConfigError
 from regimen.selection.random import RandomSelection
+from tests.reference.selections import check_selector, kept
 
 
 @given(st.integers(1, 40), st.data(), st.integers(0, 5))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mixtures import shares_of
-from observations import index_of
 
 from regimen.mixing.random_mixture import RandomMixture
+from tests.reference.mixtures import shares_of
+from tests.reference.observations import index_of
 
 
 @given(st.sampled_from([1e-3, 0.1, 1.0, 50.0, 1e6]), st.integers(1, 12), st.integers(0, 1000))

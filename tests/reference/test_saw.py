@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from observations import LOSS
-from orderings import SCORES, check_edges, check_ordering, served, windowed, zigzagged
 
 from regimen.ordering.saw import Saw
 from regimen.ordering.stair import in_windows
 from regimen.ordering.zigzag import zigzag
+from tests.reference.observations import LOSS
+from tests.reference.orderings import SCORES, check_edges, check_ordering, served, windowed, zigzagged
 
 
 def test_released_example_of_20_rows():

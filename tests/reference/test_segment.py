@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from observations import LOSS
-from orderings import SCORES, check_edges, check_ordering, served
 
 from regimen.ordering.segment import Segment
+from tests.reference.observations import LOSS
+from tests.reference.orderings import SCORES, check_edges, check_ordering, served
 
 RISING = [float(i) for i in range(100)]
 SHARES = st.sampled_from([0.0, 0.1, 0.25, 0.29, 0.5])

@@ -6,9 +6,9 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-from orderings import SCORES, check_edges, check_ordering, served
 
 from regimen.ordering.shuffle import Shuffle
+from tests.reference.orderings import SCORES, check_edges, check_ordering, served
 
 
 @given(SCORES, st.integers(0, 5))

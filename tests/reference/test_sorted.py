@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from observations import LOSS
-from orderings import SCORES, ascending, check_edges, check_ordering, served
 
 from regimen.ordering.sorted import Sorted
+from tests.reference.observations import LOSS
+from tests.reference.orderings import SCORES, ascending, check_edges, check_ordering, served
 
 UP, DOWN = Sorted(by=LOSS), Sorted(by=LOSS, descending=True)
 

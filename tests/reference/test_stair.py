@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from observations import LOSS
-from orderings import SCORES, check_edges, check_ordering, folded, served, windowed
 
 from regimen.ordering.folding import fold
 from regimen.ordering.stair import Stair, in_windows
+from tests.reference.observations import LOSS
+from tests.reference.orderings import SCORES, check_edges, check_ordering, folded, served, windowed
 
 
 def test_released_example_of_20_rows():

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mixtures import shares_of
-from observations import index_of
 
 from regimen.mixing.temperature import Temperature, tempered
+from tests.reference.mixtures import shares_of
+from tests.reference.observations import index_of
 
 GOLDENS = {
     1.0: (0.900901, 0.090090, 0.009009),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from observations import LOSS
-from selections import check_selector, kept
 
 from regimen.core.errors import ConfigError
 from regimen.selection.topk import TopK
+from tests.reference.observations import LOSS
+from tests.reference.selections import check_selector, kept
 
 SCORES = st.lists(st.sampled_from([-1.0, -0.0, 0.0, 0.5, 2.0, float("inf"), float("-inf")]), min_size=1, max_size=30)
 

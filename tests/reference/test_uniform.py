@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from mixtures import shares_of
-from observations import index_of
 
 from regimen.mixing.uniform import Uniform
+from tests.reference.mixtures import shares_of
+from tests.reference.observations import index_of
 
 
 @pytest.mark.parametrize("rows", [[5], [1000, 1], [7, 3, 2, 2, 9, 1, 4]])

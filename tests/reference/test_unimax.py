@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mixtures import shares_of
-from observations import index_of, seeing
 
 from regimen.core.draw import row_probabilities
 from regimen.mixing.unimax import UniMax, share_out
+from tests.reference.mixtures import shares_of
+from tests.reference.observations import index_of, seeing
 
 SIZES = torch.tensor([1000.0, 100.0, 10.0])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from observations import LOSS
-from orderings import SCORES, check_edges, check_ordering, served, zigzagged
 
 from regimen.ordering.zigzag import Zigzag, zigzag
+from tests.reference.observations import LOSS
+from tests.reference.orderings import SCORES, check_edges, check_ordering, served, zigzagged
 
 
 def test_published_example_of_12_rows():

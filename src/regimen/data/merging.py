@@ -23,6 +23,11 @@ def manifest_of(job: Job) -> dict[str, Any]:
     """The manifest of a pool whose shards are all there. Raises DataError for a domain without rows in a split."""
     done = [json.loads(job.done(k).read_text()) for k in range(job.shard_count)]
     domains = sorted(set().union(*(d["domains"] for d in done)))
+    for domain in sorted(set().union(*(d["duplicates"] for d in done)) - set(domains)):
+        raise DataError(
+            f"every document of domain {domain!r} is in another domain too, and exact duplicates are removed",
+            do="leave the domain out, or type dataset.deduplicate=false",
+        )
     files = _files(job, domains, [set(d["domains"]) for d in done])
     row_tokens = {split: _cut_rows(job, files, split) for split in SPLITS}
     _check_splits(domains, files, job)

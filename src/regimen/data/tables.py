@@ -127,5 +127,10 @@ def _list_view(column: pa.ListArray) -> ListView:
 
 
 def column(paths: Iterable[Path], name: str) -> pa.ChunkedArray:
-    """One column of several files."""
-    return pa.chunked_array([b.column(name) for path in paths for b in read_batches(path)])
+    """One column of several files of one schema, at least one of them."""
+    chunks: list[pa.Array] = []
+    for path in paths:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            kind = reader.schema.field(name).type
+            chunks += [batch.column(name) for batch in reader]
+    return pa.chunked_array(chunks, kind)

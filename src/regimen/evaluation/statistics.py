@@ -205,10 +205,11 @@ def bootstrap_items(
         seed: of the resampling.
     """
     d = _vector(differences)  # (N,)
-    sums, counts = d, np.ones(len(d))
+    sums, counts = d, np.ones(len(d), dtype=np.float64)
     if clusters is not None:
-        _, index = np.unique(np.asarray(clusters), return_inverse=True)  # (N,)
-        sums, counts = np.bincount(index, weights=d), np.bincount(index).astype(float)  # (C,)
+        index = np.unique(np.asarray(clusters), return_inverse=True)[1]  # (N,)
+        sums = np.bincount(index, weights=d).astype(np.float64)  # (C,)
+        counts = np.bincount(index).astype(np.float64)  # (C,)
     rng = np.random.default_rng(seed)
     means = []
     for size in _blocks(replications, len(sums)):

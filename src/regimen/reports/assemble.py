@@ -13,7 +13,7 @@ from regimen.reports.content import make_report
 from regimen.reports.groups import Section, split_sections, with_baseline
 from regimen.reports.markdown import render_markdown
 from regimen.reports.page import render_page
-from regimen.reports.runs import Run, find_runs, read_run
+from regimen.reports.runs import Run, common_folder, find_runs, read_run
 from regimen.reports.tidy import render_csv
 
 MEASURES = ("bits_per_byte", "loss")
@@ -25,7 +25,7 @@ def write_report(paths: Sequence[Path | str], *, out: Path | str | None, baselin
     runs = [read_run(folder) for folder in folders]
     chosen = parse_metric(metric, runs)
     sections, comparisons = compare_runs(runs, chosen, baseline)
-    target = Path(out) if out is not None else Path(os.path.commonpath(folders))
+    target = Path(out) if out is not None else common_folder(paths)
     target.mkdir(parents=True, exist_ok=True)
     base = target.resolve()
     report = make_report(comparisons, runs, sections, base=base)

@@ -168,13 +168,16 @@ def _findings(comparison: Comparison) -> tuple[Finding, ...]:
 
 def _lead(comparison: Comparison) -> str:
     """One sentence above the findings: how many methods beat the baseline by their interval."""
-    base, verdicts = comparison.baseline.arm.label, [verdict(r, comparison) for r in comparison.results[1:]]
-    if not verdicts:
+    base = comparison.baseline.arm.label
+    others = comparison.results[1:]
+    if not others:
         return f"Only {base} has been run, so there is nothing to compare it with."
-    if all(v == "none" for v in verdicts):
+    verdicts = [v for result in others if (v := verdict(result, comparison)) != "none"]
+    if not verdicts:
         return f"No interval can be given against {base}: run more seeds of the same methods."
     better, worse = verdicts.count("better"), verdicts.count("worse")
-    start = f"{better} of {count(len(verdicts), 'method')}" if better else "No method"
+    compared = "method" if len(verdicts) == len(others) else "compared method"
+    start = f"{better} of {count(len(verdicts), compared)}" if better else f"No {compared}"
     verb = "ends" if better < 2 else "end"
     above = f"; {worse} {'ends' if worse == 1 else 'end'} above it" if worse else ""
     measure = f"{comparison.metric.column} {comparison.metric.unit}"

@@ -62,13 +62,13 @@ def curve(run: Run, metric: str, axis: str) -> Curve:
     """The evaluations of a run against `tokens` or `flops`; FLOPs include measuring and the stages it needed."""
     before = run.number("flops", "stages") if axis == "flops" else 0.0
     before = before if math.isfinite(before) else 0.0
-    points = {}
+    points: dict[float, float] = {}
     for row in run.curve:
-        x, y = _value(row.get(axis)), _value(row.get(metric))
-        if math.isfinite(x) and math.isfinite(y):
-            points[x + before] = y
-    x = np.array(sorted(points), dtype=float)
-    return x, np.array([points[value] for value in x.tolist()], dtype=float)
+        spent, score = _value(row.get(axis)), _value(row.get(metric))
+        if math.isfinite(spent) and math.isfinite(score):
+            points[spent + before] = score
+    x = sorted(points)
+    return np.array(x, dtype=float), np.array([points[value] for value in x], dtype=float)
 
 
 def rank_at_equal_budget(arms: Sequence[Arm], metric: str, *, axis: str) -> Ranking | None:

@@ -96,7 +96,7 @@ def _mixture(label: str, mixture: Mixture, *, key: str) -> Drawing:
             caption=f"Share of every domain: in the pool, decided by {mixture.strategy} at each step, and realised "
             f"over the whole run. {_seeds(mixture.seeds)}",
             legend=tuple(pens.items()),
-            area=True,
+            keys="area",
         )
 
 
@@ -165,16 +165,16 @@ def _one_order(label: str, order: Order, group: OrderedGroup, more: str, key: st
             caption=f"Along the sequence that {order.strategy} laid out, in {_parts(group)} equal parts: mean score "
             f"above, share of every domain below. {_seeds(order.seeds)}{more}",
             legend=tuple(pens.items()),
-            area=True,
+            keys="area",
         )
 
 
 def _orders_by_group(label: str, order: Order, more: str, key: str) -> Drawing:
-    scored = [group for group in order.groups if group.scores is not None]
-    pens = domain_pens([group.name for group in scored])
+    scored = {group.name: group.scores for group in order.groups if group.scores is not None}
+    pens = domain_pens(list(scored))
     with canvas(3.1) as (figure, axes):
-        for group in scored:
-            axes[0].plot(_middles(len(group.scores)), group.scores, color=pens[group.name].color)
+        for name, scores in scored.items():
+            axes[0].plot(_middles(len(scores)), scores, color=pens[name].color)
         axes[0].set_ylabel("mean score")
         axes[0].set_xlim(0, 1)
         _along(axes)
@@ -184,8 +184,14 @@ def _orders_by_group(label: str, order: Order, more: str, key: str) -> Drawing:
             svg=to_svg(figure, key=key, alt=alt),
             alt=alt,
             caption=f"{order.strategy} ordered every domain by itself. {_seeds(order.seeds)}{more}",
-            legend=tuple(pens.items()),
+            legend=_short_legend(pens),
         )
+
+
+def _short_legend(pens: Mapping[str, Pen]) -> tuple[tuple[str, Pen], ...]:
+    """The legend with one entry for all domains that share the last grey."""
+    named = tuple((name, pen) for name, pen in pens.items() if pen.hue <= HUES)
+    return named if len(named) == len(pens) else (*named, (OTHER, Pen(hue=HUES + 1)))
 
 
 def _parts(group: OrderedGroup) -> int:

@@ -181,7 +181,7 @@ def weights_of(arm: Arm) -> Weights | None:
     sizes = np.stack(
         [np.interp(steps, [r["step"] for r in rows], [r["effective_sample_size"] for r in rows]) for rows in runs]
     )  # (S, P)
-    histogram = next((row["histogram"] for row in reversed(runs[0]) if row.get("histogram")), {})
+    histogram: Mapping[str, Any] = next((row["histogram"] for row in reversed(runs[0]) if row.get("histogram")), {})
     counts = np.array(histogram.get("counts") or [], dtype=float)
     return Weights(
         strategy=str(runs[0][0].get("strategy", "")),

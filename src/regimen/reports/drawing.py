@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,10 @@ HUES = 8
 INK, MUTED, GRID, PAPER = "#f20001", "#f20002", "#f20003", "#f20004"
 _NAMES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "card"}
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+MARKERS = ("o", "s", "D", "^")
 _DASH_CSS = ("", "5 2", "1.5 1.5", "6 2 1.5 2")
 
-_STYLE: Mapping[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -71,6 +72,11 @@ class Pen:
         return _DASHES[self.dash % len(_DASHES)]
 
     @property
+    def marker(self) -> str:
+        """The marker of Matplotlib, another one once the palette repeats."""
+        return MARKERS[self.dash % len(MARKERS)]
+
+    @property
     def dash_css(self) -> str:
         """The same dashes as an SVG `stroke-dasharray`."""
         return _DASH_CSS[self.dash % len(_DASH_CSS)]
@@ -78,14 +84,14 @@ class Pen:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A finished figure: `svg`, what it shows (`alt`), a caption and the entries of its legend."""
+    """A finished figure: `svg`, what it shows (`alt`), a caption and its legend, drawn as `line`, `area` or `dot`."""
 
     title: str
     svg: str
     alt: str
     caption: str
     legend: tuple[tuple[str, Pen], ...] = ()
-    area: bool = False
+    keys: str = "line"
 
 
 def arm_pens(labels: Sequence[str]) -> dict[str, Pen]:
@@ -105,7 +111,7 @@ def canvas(height: float, *, panels: Sequence[float] = (1.0,), across: bool = Fa
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(dict(_STYLE)):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         ratio: dict[str, Any] = {"width_ratios" if across else "height_ratios": list(panels)}
         shape = (1, len(panels)) if across else (len(panels), 1)

@@ -104,7 +104,7 @@ def _finding(finding: Finding, span: tuple[float, float] | None) -> str:
 
 
 def _strip(finding: Finding, span: tuple[float, float] | None) -> str:
-    if span is None:
+    if span is None or finding.interval is None:
         return ""
 
     def at(value: float) -> str:
@@ -112,11 +112,10 @@ def _strip(finding: Finding, span: tuple[float, float] | None) -> str:
 
     marks = f'<i class="zero" style="left:{at(0)}"></i>'
     interval = finding.interval
-    if interval and interval.bounded:
+    if interval.bounded:
         width = 100 * (interval.high - interval.low) / (span[1] - span[0])
         marks += f'<i class="bar" style="left:{at(interval.low)};width:{width:.2f}%"></i>'
-    if interval:
-        marks += f'<i class="dot" style="left:{at(interval.mean)}"></i>'
+    marks += f'<i class="dot" style="left:{at(interval.mean)}"></i>'
     return f'<div class="strip" aria-hidden="true">{marks}</div>'
 
 
@@ -158,7 +157,7 @@ def _figures(drawings: Sequence[Drawing], label: str) -> str:
 
 
 def _figure(drawing: Drawing) -> str:
-    keys = "".join(f"<li>{_swatch(pen, area=drawing.area)}{escape(name)}</li>" for name, pen in drawing.legend)
+    keys = "".join(f"<li>{_swatch(pen, drawing.keys)}{escape(name)}</li>" for name, pen in drawing.legend)
     legend = f'<ul class="keys">{keys}</ul>' if keys else ""
     return (
         f"<figure><h4>{escape(drawing.title)}</h4>{legend}{drawing.svg}"
@@ -166,9 +165,19 @@ def _figure(drawing: Drawing) -> str:
     )
 
 
-def _swatch(pen: Pen, *, area: bool) -> str:
-    if area:
-        return f'<i class="patch" style="background:var(--s{pen.hue})"></i>'
-    dash = f' stroke-dasharray="{pen.dash_css}"' if pen.dash_css else ""
-    line = f'<path d="M0 5H22" stroke="var(--s{pen.hue})" stroke-width="2.4"{dash}/>'
-    return f'<svg class="swatch" viewBox="0 0 22 10" aria-hidden="true">{line}</svg>'
+_MARKS = {
+    "o": '<circle cx="11" cy="5" r="4"/>',
+    "s": '<path d="M7.5 1.5h7v7h-7z"/>',
+    "D": '<path d="M11 0l5 5-5 5-5-5z"/>',
+    "^": '<path d="M11 0l5 9.5H6z"/>',
+}
+
+
+def _swatch(pen: Pen, kind: str) -> str:
+    color = f"var(--s{pen.hue})"
+    if kind == "area":
+        return f'<i class="patch" style="background:{color}"></i>'
+    dash = f' stroke-dasharray="{pen.dash_css}"' if pen.dash_css and kind == "line" else ""
+    line = f'<path d="M0 5H22" stroke="{color}" stroke-width="2.4"{dash}/>'
+    mark = f'<g fill="{color}">{_MARKS[pen.marker]}</g>' if kind == "dot" else ""
+    return f'<svg class="swatch" viewBox="0 0 22 10" aria-hidden="true">{line}{mark}</svg>'

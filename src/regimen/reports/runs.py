@@ -88,6 +88,11 @@ def find_runs(paths: Sequence[Path | str]) -> list[Path]:
     return sorted(found)
 
 
+def common_folder(paths: Sequence[Path | str]) -> Path:
+    """The folder that holds everything `paths` name: the folder itself when they name one."""
+    return Path(os.path.commonpath([folder for path in paths for folder in _expand(path)]))
+
+
 def _expand(path: Path | str) -> list[Path]:
     if Path(path).exists():
         matches = [Path(path)]

@@ -110,7 +110,7 @@ def _pairing_notes(comparison: Comparison) -> list[str]:
             same.setdefault((difference.seeds, difference.unpaired), []).append(result.arm.label)
     return [
         f"{listing(labels)}: paired on {'seed' if len(paired) == 1 else 'seeds'} {listing(paired)} only; what one side "
-        f"lacks (seed {listing(unpaired)}) enters a mean, but no difference."
+        f"lacks ({'seed' if len(unpaired) == 1 else 'seeds'} {listing(unpaired)}) enters a mean, but no difference."
         for (paired, unpaired), labels in same.items()
     ]
 

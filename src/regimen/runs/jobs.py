@@ -60,6 +60,8 @@ def _resolved(config: DictConfig) -> tuple[dict[str, Any], Path, str | None]:
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
     settings = {str(key): value for key, value in settings.items()}
+    if settings["choices"]["method"] is None:  # Hydra knows no name for method=[a,b]
+        settings["choices"]["method"] = list(settings["strategies"])
     return settings, run_folder(settings, sweep=sweep), sweep
 
 
@@ -84,7 +86,7 @@ def _resumed(folder: Path, config: DictConfig, overrides: list[str]) -> tuple[di
             raise ConfigError(
                 "a resumed run keeps its own settings",
                 got=override,
-                allowed="trainer.devices, trainer.micro_batch_size, trainer.save_every_steps and the like, logger, paths",
+                allowed="logger, paths, trainer.devices, trainer.micro_batch_size, trainer.save_every_steps and the like",
                 do="drop it, or start a new run",
             )
         _copy(key.partition("@")[0], new, saved)

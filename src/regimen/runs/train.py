@@ -280,5 +280,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*`train_dataloader` does not.*", ".*smaller than the logging.*"):
+    for text in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*smaller than the logging.*"):
         warnings.filterwarnings("ignore", text)

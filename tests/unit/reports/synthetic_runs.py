@@ -165,7 +165,7 @@ def record_rows(method: str, seed: int, steps: int, domains: tuple[str, ...]) ->
         groups = {"all": {"rows": 4800, "scores": scores, "domains": parts}}
         return [{"kind": "orderer", "strategy": "folding", "step": 0, "groups": groups, "cost": cost}]
     if method == "topk":
-        kept = {d: {"kept": 300 * (i + 1) + seed, "of": 2000} for i, d in enumerate(domains)}
+        kept = {d: {"kept": min(1900, 300 * (i + 1)) + seed, "of": 2000} for i, d in enumerate(domains)}
         total = {key: sum(v[key] for v in kept.values()) for key in ("kept", "of")}
         signal = {"loss": {"kept_mean": 2.1, "all_mean": 3.0}}
         return [

@@ -204,7 +204,7 @@ def test_only_common_seeds_are_paired(tmp_path):
     difference = result_of(comparison, "odm").differences["macro"]
     assert difference.seeds == (2, 3) and difference.unpaired == (1, 4)
     notes = " ".join(score_table(comparison).notes)
-    assert "odm: paired on seeds 2 and 3 only; what one side lacks (seed 1 and 4)" in notes
+    assert "odm: paired on seeds 2 and 3 only; what one side lacks (seeds 1 and 4)" in notes
     assert result_of(comparison, "odm").scores["macro"].n == 3
     assert "no seed in common with natural" in headline(result_of(comparison, "delt"), comparison, 3)
     unranked = ranking_table(comparison.rankings[0], comparison).rows[-1]

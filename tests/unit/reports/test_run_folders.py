@@ -194,5 +194,6 @@ def test_outputs_and_default_folder(tmp_path):
     assert page == tmp_path / "sweep" / "report.html"
     assert sorted(p.name for p in page.parent.glob("*report*")) == ["report.csv", "report.html", "report.md"]
     first = page.read_bytes()
+    assert build([tmp_path]).parent == tmp_path
     elsewhere = build([str(tmp_path / "sweep" / "*-seed?")], out=tmp_path / "sweep")
     assert elsewhere.read_bytes() == first  # same runs, same bytes: no time, no random id

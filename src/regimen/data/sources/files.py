@@ -70,7 +70,13 @@ class FileSource:
         for record in reader[self.settings.source](self._fs, part, self.settings, bad):
             count += 1
             yield record
-        if count == 0 and not bad.skipped[part.path]:
+        if count == 0 and bad.skipped[part.path]:
+            raise DataError(
+                f"{part.path}: not one of its records can be used",
+                got=f"{bad.skipped[part.path]} bad records",
+                do="look at the first of them by typing on_bad_record=fail",
+            )
+        if count == 0:
             bad.report("the file has no records", file=part.path, line=0)
 
     @cached_property

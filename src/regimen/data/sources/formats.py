@@ -44,7 +44,7 @@ def read_jsonl(fs: Any, part: Any, settings: DatasetSettings, bad: BadRecords) -
             if not line.strip():
                 continue
             try:
-                raw = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                raw = json.loads(line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
             except json.JSONDecodeError as error:
                 shown = line[:60].decode(errors="replace").strip()
                 what = f"not valid JSON: {error.msg}, column {error.colno}"

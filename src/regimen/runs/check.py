@@ -1,0 +1,98 @@
+"""`regimen prepare` and `regimen check`: everything but the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.tree import Tree
+
+from regimen.core.errors import ConfigError
+from regimen.core.strategy import Mixer
+from regimen.data.pool import Pool
+from regimen.data.prepare import prepare as prepare_pool
+from regimen.runs.estimate import gigabytes, hours, memory_bytes
+from regimen.runs.experiment import Experiment, make_experiment, make_pool
+from regimen.runs.optimizers import make_optimizer
+from regimen.training.module import Objective
+
+_KIND_QUESTION = {
+    "selector": "which rows may be drawn",
+    "mixer": "the share of each domain",
+    "orderer": "the sequence",
+    "weighter": "how much each example counts",
+}
+
+
+def prepare(settings: Mapping[str, Any]) -> None:
+    """Prepare the pool, or one shard of it, and say what it holds."""
+    root = Path(settings["paths"]["pools"]).expanduser()
+    shard = settings["shard"]
+    index, count = shard["index"], shard["count"]
+    if count < 1 or not 0 <= index < count:
+        raise ConfigError("no such shard", got=f"shard.index={index} shard.count={count}", allowed="0 <= index < count")
+    path = prepare_pool(settings["dataset"], root=root, shard_index=index, shard_count=count, progress=True)
+    if path is None:
+        print(f"shard {index} of {count} is prepared; the pool is whole when all are")
+        return
+    Console().print(_pool_tree(Pool.open(path)))
+    print(path)
+
+
+def check(settings: Mapping[str, Any], folder: Path) -> None:
+    """Build and validate all of a run but its trainer, and print what it would do and cost."""
+    pool = make_pool(settings, progress=True)
+    experiment = make_experiment(settings, pool, meta=True)
+    experiment.stream()  # refuses a budget beyond the repetition cap
+    Objective(**settings["objective"])
+    make_optimizer(settings["optimizer"], experiment.steps)(torch.nn.Linear(1, 1))
+    tree = Tree(f"[bold]{folder}[/bold]")
+    tree.add(_pool_tree(pool))
+    _add_plan(tree, experiment)
+    _add_cost(tree, experiment)
+    Console(width=110).print(tree)
+
+
+def _pool_tree(pool: Pool) -> Tree:
+    index = pool.train.index
+    tokens = index.domain_tokens()
+    tree = Tree(
+        f"data {pool.name}: {index.rows:,} rows of {pool.seq_len} target tokens, {float(tokens.sum()):,.0f} tokens"
+    )
+    for k, name in enumerate(pool.domains):
+        held_out = int(pool.validation.index.sizes[k])
+        share = float(tokens[k] / tokens.sum())
+        tree.add(f"{name}: {int(index.sizes[k]):,} rows, {share:.1%} of the tokens, {held_out} validation rows")
+    return tree
+
+
+def _add_plan(tree: Tree, experiment: Experiment) -> None:
+    plan = tree.add("plan: keep, mix, order, weight")
+    measured = experiment.measured_rows(experiment.steps)
+    for p in experiment.strategies:
+        node = plan.add(f"[bold]{p.name}[/bold] ({p.kind}: {_KIND_QUESTION[p.kind]})")
+        node.add(str(p.strategy))
+        if p.trigger is not None:
+            times = p.trigger.count(experiment.steps)
+            node.add(f"decides {times} time{'s' * (times != 1)}: {p.trigger}")
+        if measured[p.name]:
+            node.add(f"measures {measured[p.name]:,.0f} rows")
+    if not any(isinstance(p.strategy, Mixer) for p in experiment.strategies):
+        plan.add("no mixer: the pool is one shuffled sequence")
+
+
+def _add_cost(tree: Tree, experiment: Experiment) -> None:
+    steps, rows = experiment.steps, experiment.batch_rows
+    flops = experiment.flops(steps)
+    training = steps * experiment.batch_tokens * 3 * experiment.flops_per_token
+    parameters = sum(p.numel() for p in experiment.model.parameters())
+    cost = tree.add("cost")
+    epochs = steps * rows / experiment.pool.train.index.rows
+    cost.add(f"steps {steps:,} of {rows} rows, tokens {steps * experiment.batch_tokens:,.0f}, {epochs:.2f} epochs")
+    cost.add(f"model {parameters:,} parameters")
+    cost.add(f"FLOPs {flops:.3e}, of which measuring {flops - training:.3e} ({(flops - training) / flops:.1%})")
+    cost.add(f"time about {hours(experiment, flops)}")
+    cost.add(f"memory about {gigabytes(memory_bytes(experiment))} per process, unsharded")

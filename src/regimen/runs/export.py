@@ -1,0 +1,103 @@
+"""`regimen export`: the trained model and what was decided, for other tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regimen.core.errors import ConfigError
+from regimen.core.stream import Stream
+from regimen.data.pool import Pool
+from regimen.runs.experiment import make_pool
+from regimen.runs.models import make_model
+from regimen.runs.summary import fingerprints
+from regimen.training.callbacks.checkpoint import checkpoints
+from regimen.training.files import disk_errors, write_json
+from regimen.training.tensors import internalise
+
+_MODEL = "model."  # the name of the model inside the Lightning module
+
+
+def export(run: Path, to: Path) -> Path:
+    """Write a Hugging Face model and tokenizer, `rows.parquet` and `mixture.json` of run folder `run` to folder `to`.
+
+    rows.parquet: id, domain, documents (ids of those the row holds), kept (may be drawn), served (times).
+    Raises ConfigError where the run is not finished, its data changed, or `to` exists.
+    """
+    settings, summary = _read(run)
+    if to.exists():
+        raise ConfigError("the folder to export to exists", got=f"to={to}", do="name a new folder")
+    pool = make_pool(settings, progress=False)
+    if fingerprints(settings, pool)["pool"] != summary["fingerprints"]["pool"]:
+        raise ConfigError("the run's data changed since", got=run, do="bring the data back, then export again")
+    path = checkpoints(run)[-1]
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    temporary = to.with_name(f".{to.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(to):
+        temporary.mkdir(parents=True)
+        try:
+            _export_model(settings, pool, saved["state_dict"], temporary)
+            _export_rows(settings, pool, saved, run, temporary)
+            write_json(temporary / "mixture.json", summary["mixture"])
+            temporary.replace(to)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return to
+
+
+def _read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    from omegaconf import OmegaConf
+
+    summary = run / "summary.json"
+    if not summary.is_file():
+        raise ConfigError("not a run folder", got=f"run={run}", do="name a folder with summary.json: ls outputs")
+    told = json.loads(summary.read_text())
+    if told["status"] != "finished":
+        raise ConfigError(
+            "the run is not finished", got=f"{run}: {told['status']}", do=f"regimen train resume={run}, then export"
+        )
+    if not checkpoints(run):
+        raise ConfigError("the run has no checkpoint any more", got=run / "checkpoints", do="train it again")
+    settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}, told
+
+
+def _export_model(settings: dict[str, Any], pool: Pool, weights: dict[str, Any], to: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = make_model({**settings["model"], "compile": False}, pool)
+    model.load_state_dict({k.removeprefix(_MODEL).replace("_orig_mod.", ""): v for k, v in weights.items()})
+    model.config.use_cache = True
+    model.save_pretrained(to)  # type: ignore[operator]
+    AutoTokenizer.from_pretrained(pool.tokenizer_path).save_pretrained(to)
+
+
+def _export_rows(settings: dict[str, Any], pool: Pool, saved: dict[str, Any], run: Path, to: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    loader = saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    state = internalise(loader["stream"], run / "plans")
+    index = pool.train.index
+    cap = settings["dataset"]["max_epochs_per_domain"]
+    stream = Stream(index, seed=state["seed"], batch_size=state["batch_size"], total_steps=0, max_epochs=cap)
+    stream.total_steps = state["step"]
+    stream.load_state_dict(state)
+    ids = torch.arange(index.rows)
+    kept = torch.ones(index.rows, dtype=torch.bool)
+    if stream.plan.keep is not None:
+        kept = torch.isin(ids, stream.plan.keep)
+    names = [pool.domains[k] for k in index.domain_of(ids).tolist()]
+    spans = pool.train.documents(ids)
+    documents: list[list[str]] = [[] for _ in range(index.rows)]
+    for row, document in zip(spans.row.tolist(), spans.document.tolist(), strict=True):
+        documents[row].append(pool.documents.ids[document])
+    columns = {"id": ids.numpy(), "domain": names, "documents": documents}
+    table = pa.table({**columns, "kept": kept.numpy(), "served": stream.counts().numpy()})
+    pq.write_table(table, to / "rows.parquet")
