@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-IGNORED = ("seed", "name", "paths", "hydra", "logger", "resume", "output_dir", "report", "verbose")
-"""Top-level settings that say where a run lives or what it prints, not what it does."""
+from regimen.core.settings import NOT_RESULT, is_under
+
+IGNORED = ("seed", "name", *NOT_RESULT)
+"""Settings that say where a run lives or what it prints, not what it does; and the seed, which pairs runs."""
 
 METHOD_OWNED = ("method", "strategies", "stages", "signal")
 """Top-level settings that are expected to differ between methods."""
@@ -45,13 +47,9 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, str]:
 
 def differing(tables: Sequence[Mapping[str, str]], without: Iterable[str] = IGNORED) -> list[str]:
     """The settings that are not the same in all `tables`, sorted; those under the names `without` left out."""
-    skipped = set(without)
+    skipped = tuple(without)
     keys = sorted({key for table in tables for key in table})
-    return [
-        key
-        for key in keys
-        if key.split(".", 1)[0] not in skipped and len({table.get(key, ABSENT) for table in tables}) > 1
-    ]
+    return [key for key in keys if not is_under(key, skipped) and len({table.get(key, ABSENT) for table in tables}) > 1]
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:

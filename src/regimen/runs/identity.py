@@ -13,19 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_NOT_RESULT = (
-    *("run_dir", "resume", "sweep", "paths", "logger", "choices", "shard", "hydra", "signal", "accept_other_version"),
-    *("on_bad_record", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.micro_batch_size", "trainer.sweep_batch_size", "trainer.threads", "trainer.progress"),
-    *("trainer.log_every", "trainer.save_every_steps", "trainer.save_every_minutes", "trainer.keep_checkpoints"),
-)
-LAYOUT = (*(key for key in _NOT_RESULT if key.startswith("trainer.")), "paths", "logger")
+from regimen.core.settings import NOT_RESULT
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Ten hex digits of everything in a resolved configuration that can change the result."""
     kept: dict[str, Any] = json.loads(json.dumps(config, default=str))
-    for dotted in _NOT_RESULT:
+    for dotted in NOT_RESULT:
         *path, last = dotted.split(".")
         node = kept
         for key in path:

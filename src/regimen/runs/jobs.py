@@ -12,7 +12,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from regimen.core.errors import ConfigError, RegimenError
-from regimen.runs.identity import LAYOUT, run_folder, sweep_name
+from regimen.core.settings import LAYOUT, is_under
+from regimen.runs.identity import run_folder, sweep_name
 
 _SWEEP = "REGIMEN_SWEEP"
 
@@ -86,7 +87,7 @@ def _resumed(folder: Path, config: DictConfig, overrides: list[str]) -> tuple[di
             raise ConfigError(
                 "a resumed run keeps its own settings",
                 got=override,
-                allowed="logger, paths, trainer.devices, trainer.micro_batch_size, trainer.save_every_steps and the like",
+                allowed="logger, paths, trainer.devices, trainer.micro_batch_size, trainer.save_every_steps, ...",
                 do="drop it, or start a new run",
             )
         _copy(key.partition("@")[0], new, saved)
@@ -96,7 +97,7 @@ def _resumed(folder: Path, config: DictConfig, overrides: list[str]) -> tuple[di
 
 
 def _is_layout(key: str) -> bool:
-    return key == "accept_other_version" or any(key == name or key.startswith(f"{name}.") for name in LAYOUT)
+    return is_under(key, (*LAYOUT, "accept_other_version"))
 
 
 def _copy(dotted: str, source: Any, target: Any) -> None:

@@ -88,6 +88,7 @@ def gathered(trainer: pl.Trainer, local: Tensor) -> Tensor:
     """(W * n, ...) values of all ranks in rank order, for (n, ...) of this one."""
     if trainer.world_size == 1:
         return local.cpu()
-    stacked = trainer.strategy.all_gather(local.to(trainer.strategy.root_device))
-    assert isinstance(stacked, torch.Tensor)
-    return stacked.flatten(0, 1).cpu()
+    local = local.to(trainer.strategy.root_device).contiguous()
+    everyone = [torch.empty_like(local) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(everyone, local)
+    return torch.cat(everyone).cpu()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from regimen.core.index import PoolIndex
 from regimen.data.pool import RowTable
+from regimen.training.context import gathered
 from regimen.training.cost import CostClock
 from regimen.training.loader import Batch, collate
 from regimen.training.module import LanguageModule
@@ -83,13 +84,12 @@ class Sweeper:
         padded = by_length[torch.arange(per_rank * world).clamp(max=len(ids) - 1)]
         with self.clock.timed(self.purpose), undisturbed(self.module):
             mine = [self._forward(ids[part]) for part in padded.view(world, -1)[rank].split(self.batch_size)]
-            local = torch.cat(mine)  # (per_rank, 4)
-            gathered = self.trainer.strategy.all_gather(local.to(self.module.device)).cpu().view(-1, 4)
+            everyone = gathered(self.trainer, torch.cat(mine))  # (per_rank, 4) -> (W * per_rank, 4)
         tokens = float(self.index.tokens_of(ids).sum())
         context = int(self.index.tokens_of(ids[:1])[0]) if len(ids) else 0
         self.clock.add(self.purpose, tokens=tokens, flops=tokens * self.module.forward_flops(context))
         out = torch.empty(len(ids), 4, dtype=torch.float64)
-        out[padded] = gathered
+        out[padded] = everyone
         return Measured(*out.unbind(1))
 
     def _forward(self, ids: Tensor) -> Tensor:

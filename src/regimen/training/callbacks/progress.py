@@ -17,7 +17,10 @@ MODES = ("auto", "bar", "lines", "none")
 
 
 class ShowProgress(pl.Callback):
-    """mode: `bar`, `lines`, `none`, or `auto` for a bar on a terminal and lines elsewhere. every: steps between lines."""
+    """Reports progress to the screen of rank 0.
+
+    mode: `bar`, `lines`, `none`, or `auto` for a bar on a terminal and lines elsewhere. every: steps between lines.
+    """
 
     def __init__(self, context: RunContext, title: str, *, mode: str, every: int) -> None:
         if mode not in MODES:

@@ -1,0 +1,21 @@
+"""Which settings can change a result. What cannot is in no hash, binds no resume and makes no two runs differ."""
+
+from __future__ import annotations
+
+LAYOUT = (
+    *("logger", "paths", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.micro_batch_size", "trainer.sweep_batch_size", "trainer.threads", "trainer.progress"),
+    *("trainer.log_every", "trainer.save_every_steps", "trainer.save_every_minutes", "trainer.keep_checkpoints"),
+)
+"""How work is laid out on devices, what is logged and how often is saved: a resume may change these."""
+
+NOT_RESULT = (
+    *LAYOUT,
+    *("run_dir", "resume", "sweep", "choices", "shard", "hydra", "signal", "accept_other_version", "on_bad_record"),
+)
+"""All settings, dotted, that cannot change a result."""
+
+
+def is_under(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of `names` or lies below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
