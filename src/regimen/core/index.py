@@ -67,6 +67,14 @@ class PoolIndex:
         tokens = self.domain_tokens()
         return tokens / tokens.sum()
 
+    def kept(self, ids: Tensor) -> PoolIndex:
+        """The same domains with the rows `ids` (M,) alone, renumbered: for shares and sizes, not for ids."""
+        ids = ids.sort().values
+        sizes = torch.bincount(self.domain_of(ids), minlength=len(self.domains))
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        tokens = self.target_tokens if isinstance(self.target_tokens, int) else self.target_tokens[ids]
+        return PoolIndex(domains=self.domains, offsets=offsets, target_tokens=tokens, fingerprint=self.fingerprint)
+
     def mean_tokens(self) -> Tensor:
         """(K,) float64 mean target tokens per row of each domain (1 where a domain is empty)."""
         return torch.where(self.sizes > 0, self.domain_tokens() / self.sizes.clamp(min=1), 1.0)

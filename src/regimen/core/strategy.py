@@ -78,6 +78,10 @@ class Strategy:
         """The state after one optimizer step on the global batch `seen`."""
         return state
 
+    def notes(self, state: Any, decision: Any, seen: Observation) -> list[str]:
+        """What the user should know about a decision, e.g. that a cap left tokens unspent; warnings in the record."""
+        return []
+
     def advance(self, state: Any, decision: Any, seen: Observation) -> Any:
         """The state after a decision was made; for strategies that must remember what they decided."""
         return state
@@ -103,6 +107,10 @@ class Selector(Strategy):
 
     kind: ClassVar[Kind] = "selector"
     candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.candidates is not None and self.candidates < 1:
+            raise ConfigError("candidates counts rows", got=self.candidates, allowed="1 or more, or null for all")
 
     def decide(self, state: Any, seen: Observation) -> Tensor | Selection:
         """Ids to keep, out of `seen.ids`."""

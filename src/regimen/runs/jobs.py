@@ -23,8 +23,13 @@ class Refused(CompactHydraException):
 
 
 def with_sweep_folder(arguments: list[str]) -> list[str]:
-    """The arguments, and for a multirun its folder: in the environment, where every job and every rank finds it."""
-    if any(a in ("-m", "--multirun") for a in arguments):
+    """The arguments with -m in front, which Hydra cannot find between overrides; notes the multirun's folder.
+
+    The folder goes into the environment, where every job and every rank finds it.
+    """
+    flags = [a for a in arguments if a in ("-m", "--multirun")]
+    if flags:
+        arguments = flags[:1] + [a for a in arguments if a not in flags]
         overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "hydra"))]
         os.environ.setdefault(_SWEEP, sweep_name(overrides))
     return arguments

@@ -46,6 +46,7 @@ class LossSelection(Selector):
     count: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_amount(self.ratio, self.count)
         object.__setattr__(self, "quantiles", tuple(float(q) for q in self.quantiles))
         if self.focus not in ("low", "medium", "high"):

@@ -26,6 +26,7 @@ class RandomSelection(Selector):
     count: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_amount(self.ratio, self.count)
 
     def decide(self, state: Any, seen: Observation) -> Tensor:

@@ -32,6 +32,7 @@ class TopK(Selector):
     polarity: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_amount(self.ratio, self.count)
         if self.polarity not in (1, -1):
             raise ConfigError("polarity says which scores are kept", got=self.polarity, allowed="1 (highest), -1")

@@ -130,6 +130,19 @@ class RunState(pl.Callback):
         self.context.clock.load_state_dict(state_dict["clock"])
         self.context.warnings[:] = state_dict["warnings"]
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restate Lightning's counters, which are micro-batches, in those of the present layout."""
+        loop = checkpoint["loops"]["fit_loop"]
+        steps = loop["state_dict"]["combined_loader"][0]["stream"]["step"]
+        progress = loop["epoch_loop.batch_progress"]
+        behind = progress["current"]["processed"] - progress["current"]["completed"]  # 1: saved before "completed"
+        for scope in ("total", "current"):
+            for name in ("ready", "started", "processed", "completed"):
+                behind_here = behind if name == "completed" else 0
+                progress[scope][name] = steps * trainer.accumulate_grad_batches - behind_here
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._random is None:
             # Lightning leaves the same state on all ranks, which would give all the same dropout masks.

@@ -79,6 +79,17 @@ class StrategyCallback(pl.Callback, Generic[S]):
         self.context.write(trainer, {"step": step, "kind": self.kind, "strategy": self.name, **line, "cost": cost})
         self.context.drain_stream_warnings(trainer, step)
 
+    def _conclude(self, trainer: pl.Trainer, step: int, seen: Observation) -> Any:
+        """The strategy's decision on `seen`: made and checked on rank 0, the same on all, noted in the state."""
+        strategy: Any = self.strategy
+        decision = strategy.checked(strategy.decide(self.state, seen), seen) if trainer.is_global_zero else None
+        if trainer.world_size > 1:
+            decision = trainer.strategy.broadcast(decision, src=0)
+        for note in strategy.notes(self.state, decision, seen):
+            self.context.warn(trainer, step, note)
+        self.state = strategy.advance(self.state, decision, seen)
+        return decision
+
     def _horizon(self, step: int) -> int:
         assert self.trigger is not None
         until = self.trigger.following(step, self.context.total_steps)
@@ -141,9 +152,7 @@ class SelectionCallback(StrategyCallback[Selector]):
             pick = torch.randperm(len(ids), generator=generator(self.context.seed, self.name, "candidates", step))
             ids = ids[pick[:limit]].sort().values
         seen = self._needed(step, ids)
-        decided = self.strategy.checked(self.strategy.decide(self.state, seen), seen) if _first(trainer) else None
-        chosen: Selection = _agreed(trainer, decided)
-        self.state = self.strategy.advance(self.state, chosen, seen)
+        chosen: Selection = self._conclude(trainer, step, seen)
         plan = self.context.loader.plan.with_(
             keep=chosen.ids, repeats=chosen.repeats, sampling_weight=chosen.sampling_weight
         )
@@ -161,9 +170,10 @@ class MixingCallback(StrategyCallback[Mixer]):
     def decide(self, trainer: pl.Trainer, step: int) -> dict[str, Any]:
         ids = torch.empty(0, dtype=torch.int64) if self.context.step is None else self.context.step.ids
         seen = self._needed(step, ids)
-        decided = self.strategy.checked(self.strategy.decide(self.state, seen), seen) if _first(trainer) else None
-        shares: Tensor | None = _agreed(trainer, decided)
-        self.state = self.strategy.advance(self.state, shares, seen)
+        keep = self.context.loader.plan.keep
+        if keep is not None:
+            seen = dataclasses.replace(seen, index=seen.index.kept(keep))  # keep, then mix
+        shares: Tensor | None = self._conclude(trainer, step, seen)
         stream = self.context.loader.stream
         domains = self.context.index.domains
         realised = stream.realised() if stream.step else None
@@ -193,19 +203,9 @@ class OrderingCallback(StrategyCallback[Orderer]):
         for lane, ids in self.context.loader.stream.groups().items():
             seen = self._needed(step, ids)
             seen = dataclasses.replace(seen, generator=generator(self.context.seed, self.name, step, lane))
-            decided = self.strategy.checked(self.strategy.decide(self.state, seen), seen) if _first(trainer) else None
-            ordered: Tensor = _agreed(trainer, decided)
+            ordered: Tensor = self._conclude(trainer, step, seen)
             parts.append(ordered)
             line[lane] = summaries.of_order(ordered, seen)
         order = torch.cat(parts)
         self.context.loader.update(self.context.loader.plan.with_(order=order))
         return {"digest": digest_of(order), "groups": line}
-
-
-def _first(trainer: pl.Trainer) -> bool:
-    return bool(trainer.global_rank == 0)
-
-
-def _agreed(trainer: pl.Trainer, decision: Any) -> Any:
-    """Rank 0's decision, on every rank."""
-    return decision if trainer.world_size == 1 else trainer.strategy.broadcast(decision, src=0)
