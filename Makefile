@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up everything they need on a fresh machine.
+#   TORCH_INDEX=URL   take torch from this index, e.g. a CPU or another CUDA build
+#   PYTHON=python3.12 build the environment with this interpreter (3.11 to 3.13)
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-all lint bench wheel clean
+demo: $(STAMP)
+	$(BIN)/python benchmarks/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not slurm"
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/harness.py
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel --no-isolation
+
+# torch first: it decides which build the others are resolved against.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/pip install --quiet --constraint requirements.lock hatchling editables
+	$(BIN)/pip install --quiet --constraint requirements.lock --no-build-isolation --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build outputs

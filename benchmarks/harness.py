@@ -1,0 +1,224 @@
+"""What the harness costs, measured in one process and reported as ratios.
+
+    python benchmarks/harness.py [--model tiny] [--repeats 5] [--steps 8] [--json out.json]
+
+Step times are CPU seconds of this process (`time.process_time`) with one torch thread, the median over the steps of
+all repeats; the subjects take turns, so that a busy machine slows all alike. Latencies of whole commands are wall
+seconds, the best of three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional as F
+
+from regimen.core.index import PoolIndex
+from regimen.core.stream import Stream
+from regimen.runs.attempt import Attempt
+from regimen.runs.experiment import make_experiment, make_pool
+from regimen.runs.optimizers import make_optimizer
+from regimen.runs.summary import machine
+from regimen.runs.train import Run, quiet_libraries
+from regimen.training.callbacks.checkpoint import SaveCheckpoints
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+METHODS = (
+    "odm",
+    "loss_weighting",
+    "folding",
+    "zigzag",
+    "saw",
+    "sorted",
+    "temperature",
+    "unimax",
+    "topk",
+    "loss_selection",
+)
+GOALS = {"regimen / bare PyTorch loop": 1.03, **{f"{m} / natural": 1.02 for m in METHODS if m != "loss_selection"}}
+
+
+class StepClock(pl.Callback):
+    """CPU seconds of each optimizer step, the work of all callbacks after the previous step included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        now = time.process_time()
+        if self._last:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+
+def settings_of(options: argparse.Namespace, folder: Path, *overrides: str) -> dict[str, Any]:
+    from tests.support.runs import compose_settings
+
+    common = [f"model={options.model}", f"budget.steps={options.steps}", "trainer.global_batch_size=8"]
+    common += ["dataset.seq_len=128", "evaluation.at=[1]", "trainer.progress=none", f"paths.outputs={folder}"]
+    return compose_settings(*common, "trainer.save_every_minutes=null", *overrides)
+
+
+def regimen_steps(settings: dict[str, Any], folder: Path) -> list[float]:
+    """Step times of `regimen train`, without the evaluation and save at its end."""
+    pool = make_pool(settings, progress=False)
+    run = Run(settings, folder, Attempt("begin", None, "benchmark"), pool, None, 0)
+    clock = StepClock()
+    run.evaluate.steps = set()
+    kept = [c for c in run.trainer.callbacks if not isinstance(c, SaveCheckpoints)]
+    run.trainer.callbacks[:] = [*kept, clock]
+    run._open_folder()
+    run.trainer.fit(run.module, run.context.loader)
+    gc.collect()  # a trainer and its callbacks refer to each other
+    return clock.seconds[1:]
+
+
+def bare_steps(settings: dict[str, Any]) -> list[float]:
+    """The same model, batches, optimizer and clipping in a plain loop."""
+    torch.manual_seed(0)
+    pool = make_pool(settings, progress=False)
+    experiment = make_experiment(settings, pool)
+    model, stream = experiment.model.train(), experiment.stream()
+    optimizer, schedule = make_optimizer(settings["optimizer"], experiment.steps)(model)
+    seconds, last = [], 0.0
+    for _ in range(experiment.steps):
+        tokens = pool.train.read(stream.next()).tokens
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        loss.item()
+        now = time.process_time()
+        if last:
+            seconds.append(now - last)
+        last = now
+    return seconds[1:]
+
+
+def step_ratios(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Median step times: the bare loop, natural, and each method, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in ("bare", "natural", *METHODS)}
+    extra = {
+        "loss_selection": ["strategies.loss_selection.candidates=64", "strategies.loss_selection.count=16"],
+        "topk": ["strategies.topk.candidates=128", "strategies.topk.ratio=0.5"],
+    }
+    for repeat in range(options.repeats):
+        for name in times:
+            if name == "bare":
+                times[name] += bare_steps(settings_of(options, folder))
+            else:
+                settings = settings_of(options, folder, f"method={name}", *extra.get(name, []))
+                run_folder = folder / f"{name}-{repeat}"
+                run_folder.mkdir()
+                times[name] += regimen_steps(settings, run_folder)
+            print(
+                f"repeat {repeat + 1}/{options.repeats} {name}: {statistics.median(times[name]):.4f}", file=sys.stderr
+            )
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def loader_times(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Seconds to index a million rows, and for one global batch of ids and of tokens."""
+    index = PoolIndex(domains=("a", "b"), offsets=torch.tensor([0, 400_000, 1_000_000]), target_tokens=128)
+    start = time.process_time()
+    big = Stream(index, seed=0, batch_size=8, total_steps=100_000)
+    big.next()
+    indexed = time.process_time() - start
+    big.update(big.plan.with_(mixture={"a": 0.3, "b": 0.7}))
+    ids = timed(big.next, 2000)
+    pool = make_pool(settings_of(options, folder), progress=False)
+    stream = Stream(pool.train.index, seed=0, batch_size=8, total_steps=10_000, max_epochs=None)
+    tokens = timed(lambda: pool.train.read(stream.next()), 2000)
+    return {"index 1e6 rows": indexed, "ids of a mixed batch": ids, "tokens of a batch": tokens}
+
+
+def timed(call: Callable[[], Any], n: int) -> float:
+    call()
+    start = time.process_time()
+    for _ in range(n):
+        call()
+    return (time.process_time() - start) / n
+
+
+def latencies(folder: Path) -> dict[str, float]:
+    """Wall seconds of `regimen --help`, and from the command to the first step of a nano run."""
+    command = [sys.executable, "-m", "regimen"]
+    help_seconds, first_step = [], []
+    for attempt in range(3):
+        start = time.perf_counter()
+        subprocess.run([*command, "--help"], check=True, capture_output=True)
+        help_seconds.append(time.perf_counter() - start)
+        target = folder / f"latency-{attempt}"
+        start = time.perf_counter()
+        wanted = [f"run_dir={target}", "budget.steps=1", "evaluation.at=[1]", "trainer.progress=none"]
+        process = subprocess.Popen([*command, "train", *wanted], stderr=subprocess.PIPE)
+        while '"split": "train"' not in _text(target / "metrics.jsonl"):
+            if process.poll() not in (None, 0):
+                raise SystemExit(process.stderr.read().decode() if process.stderr else "the command failed")
+            time.sleep(0.01)
+        first_step.append(time.perf_counter() - start)
+        process.wait()
+    return {"regimen --help": min(help_seconds), "command to first step": min(first_step)}
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_pool(settings_of(options, folder), progress=True)
+        times = step_ratios(options, folder)
+        loader, waits = loader_times(options, folder), latencies(folder)
+    natural = times["natural"]
+    ratios = {"regimen / bare PyTorch loop": natural / times["bare"]}
+    ratios |= {f"{m} / natural": times[m] / natural for m in METHODS}
+    batch = loader["tokens of a batch"]
+    rows = [(name, f"{value:.3f}", f"<= {GOALS[name]}" if name in GOALS else "") for name, value in ratios.items()]
+    rows += [
+        ("loader, part of a step", f"{batch / natural:.5f}", "< 0.01"),
+        ("index a million rows", f"{loader['index 1e6 rows']:.3f} s", "< 1 s"),
+        ("ids of a mixed batch of 8", f"{loader['ids of a mixed batch'] * 1e3:.3f} ms", ""),
+        ("command to first step", f"{waits['command to first step']:.1f} s", "< 8 s"),
+        ("regimen --help", f"{waits['regimen --help']:.2f} s", "about 1 s"),
+        (f"CPU seconds per step, {options.model}, 8 x 128 tokens", f"{natural:.3f}", ""),
+    ]
+    print(f"| measure ({machine()['cpu']}, 1 thread) | value | goal |\n|---|---|---|")
+    print("\n".join(f"| {name} | {value} | {goal} |" for name, value, goal in rows))
+    if options.json:
+        told = {"machine": machine(), "steps": times, "ratios": ratios, "loader": loader, "latency": waits}
+        options.json.write_text(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
