@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all lint bench wheel clean
+.PHONY: demo test test-all lint bench docs wheel clean
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
 
@@ -26,6 +26,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/harness.py
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation

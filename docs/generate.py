@@ -1,0 +1,80 @@
+"""Write a card per method to docs/methods and the table of methods to README.md: `make docs`.
+
+A method is found by its file in conf/method; what the card says comes from that file and the docstring of its class.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.utils import get_class
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- methods: written by `make docs` -->", "<!-- end of methods -->"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What is known of the method in one file: name, summary, file text, and its strategies as (kind, class)."""
+    text = path.read_text()
+    content = yaml.safe_load(text) or {}
+    classes = [get_class(fields["_target_"]) for fields in content.get("strategies", {}).values()]
+    summary = text.splitlines()[1].removeprefix("# ")
+    return {"name": path.stem, "summary": summary, "text": text, "classes": classes}
+
+
+def paper(method: dict[str, Any]) -> str:
+    """arXiv numbers that the file or the module's docstring names."""
+    sources = [method["text"], *(inspect.getmodule(c).__doc__ or "" for c in method["classes"])]
+    found = [n for source in sources for n in re.findall(r"\b\d{4}\.\d{5}\b", source)]
+    return ", ".join(f"[{n}](https://arxiv.org/abs/{n})" for n in dict.fromkeys(found)) or "-"
+
+
+def proof(name: str) -> str:
+    """The reference test of a method, linked."""
+    test = ROOT / "tests" / "reference" / f"test_{name}.py"
+    return f"[test]({test.relative_to(ROOT)})" if test.is_file() else "contract tests only"
+
+
+def card(method: dict[str, Any]) -> str:
+    """One method as a page."""
+    parts = [f"# {method['name']}", method["summary"], f"Papers: {paper(method)}. Proven by {proof(method['name'])}."]
+    parts = [part.replace("](tests/", "](../../tests/") for part in parts]
+    for kind in method["classes"]:
+        module = inspect.getdoc(inspect.getmodule(kind)) or ""
+        parts += [f"## `{kind.__module__}.{kind.__name__}` ({kind.kind})", module, inspect.getdoc(kind) or ""]
+    parts += ["## Settings", f"`regimen train method={method['name']}`, with any of these overridden:"]
+    return "\n\n".join([*parts, f"```yaml\n{method['text'].rstrip()}\n```"]) + "\n"
+
+
+def table(methods: list[dict[str, Any]]) -> str:
+    """The table of methods, by kind."""
+    order = ("selector", "mixer", "orderer", "weighter")
+    rows = sorted(methods, key=lambda m: ([order.index(c.kind) for c in m["classes"]], m["name"]))
+    lines = ["| method | kind | what it does | paper | proven by |", "|---|---|---|---|---|"]
+    for m in rows:
+        kinds = ", ".join(c.kind for c in m["classes"])
+        link = f"[`{m['name']}`](docs/methods/{m['name']}.md)"
+        lines.append(f"| {link} | {kinds} | {m['summary']} | {paper(m)} | {proof(m['name'])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    methods = [read(path) for path in sorted((ROOT / "conf" / "method").glob("*.yaml"))]
+    folder = ROOT / "docs" / "methods"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.md"):
+        old.unlink()
+    for method in methods:
+        (folder / f"{method['name']}.md").write_text(card(method))
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n{table(methods)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
