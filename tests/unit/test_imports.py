@@ -67,7 +67,7 @@ def test_files_and_functions_stay_small() -> None:
     """The limits of CONTRIBUTING.md: 300 lines a file, 50 a function."""
     for path in SRC.rglob("*.py"):
         text = path.read_text()
-        assert text.count("\n") <= 340, path
+        assert text.count("\n") <= 300, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno is not None
