@@ -41,7 +41,7 @@ class Stream:
         self._carry = torch.zeros(len(index.domains), dtype=torch.float64)
         self._dry: set[str] = set()
         self._warned: set[str] = set()
-        self._future: tuple[int, int, Tensor] | None = None  # step, plan, rows that each domain will be asked for
+        self._future: tuple[int, Plan, Tensor] | None = None  # step, plan, rows that each domain will be asked for
         self._lanes = Lanes(index, seed=seed, cap=max_epochs, needed=self._rows_needed)
         self._refuse_shortfall(None)
 
@@ -158,12 +158,12 @@ class Stream:
         """Rows that the rest of the budget will take from a lane, if the mixture stays as it is."""
         if self.plan.mixture is None:
             return (self.total_steps - self.step) * self.batch_size
-        if self._future is None or self._future[:2] != (self.step, id(self.plan)):
+        if self._future is None or self._future[0] != self.step or self._future[1] is not self.plan:
             total, carry = torch.zeros(len(self.index.domains), dtype=torch.int64), self._carry
             for step in range(self.step, self.total_steps):
                 labels, carry = self._labels(step, carry)
                 total += torch.bincount(labels, minlength=len(total))
-            self._future = (self.step, id(self.plan), total)
+            self._future = (self.step, self.plan, total)
         return int(self._future[2][self.index.domains.index(lane)])
 
     # ---- looking ahead and back -------------------------------------------------------------------------------
