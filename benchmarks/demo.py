@@ -2,8 +2,8 @@
 
     python benchmarks/demo.py [settings that every run gets, e.g. budget.steps=200]
 
-Six methods and two seeds on a model of 0.2M parameters: a few minutes on two cores. It shows how a comparison looks;
-two seeds and a minute of training prove nothing about the methods.
+Six methods and three seeds on a model of 0.2M parameters: a few minutes on two cores. It shows how a comparison looks;
+three seeds and a few seconds of training prove nothing about the methods.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> int:
     regimen = [sys.executable, "-m", "regimen"]
     sweep = ["sweep=demo", *SMALL, *sys.argv[1:]]
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
-    done = subprocess.run([*regimen, "train", "-m", f"method={METHODS}", "seed=1,2", *sweep], check=False)
+    done = subprocess.run([*regimen, "train", "-m", f"method={METHODS}", "seed=1,2,3", *sweep], check=False)
     if done.returncode:
         return done.returncode
     folder = Path(os.environ.get("REGIMEN_OUTPUTS", "outputs")) / "demo"
