@@ -32,6 +32,16 @@ Examples
 Tab completion: eval "$(regimen -sc install=bash)"
 """
 
+REPORT = {
+    "runs": "a run, a sweep folder, or several separated by commas",
+    "out": "where the report goes; default: the folder of the runs",
+    "baseline": "the method that others are compared with; default: natural",
+    "metric": "default: macro/bits_per_byte",
+    "open": "true: open it in the browser",
+}
+EXPORT = {"run": "a finished run's folder", "to": "a new folder for the model, tokenizer, ids and mixture"}
+INTERRUPTED = 130  # what shells give for Ctrl-C
+
 
 def main() -> int:
     """Run the command in sys.argv; returns the exit status."""
@@ -39,6 +49,9 @@ def main() -> int:
         return _dispatch(sys.argv[1:])
     except RegimenError as error:
         print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # e.g. `regimen --help | head`
         sys.stderr.close()
     return 1
@@ -57,18 +70,22 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    commands: dict[str, Callable[[list[str]], int]] = {
+    commands = _commands()
+    if name not in commands:
+        raise ConfigError(
+            f"unknown command {name!r}{closest(name, commands)}", allowed=", ".join(commands), do="regimen --help"
+        )
+    return commands[name]
+
+
+def _commands() -> dict[str, Callable[[list[str]], int]]:
+    return {
         "train": lambda arguments: _composed("train", arguments),
         "prepare": lambda arguments: _composed("prepare", arguments),
         "check": lambda arguments: _composed("check", arguments),
         "report": _report,
         "export": _export,
     }
-    if name not in commands:
-        raise ConfigError(
-            f"unknown command {name!r}{closest(name, commands)}", allowed=", ".join(commands), do="regimen --help"
-        )
-    return commands[name]
 
 
 # ---- commands that Hydra composes ------------------------------------------------------------------------------
@@ -88,25 +105,41 @@ def _composed(command: str, arguments: list[str]) -> int:
 
     from regimen.runs import jobs
 
-    given = list(sys.argv)  # Lightning starts other ranks with it, so it must be whole again while a job runs
+    given, launcher = list(sys.argv), os.getpid()
+    failed: list[DictConfig] = []
 
     def task(config: DictConfig) -> None:
-        sys.argv[:] = given
-        jobs.run(command, config)
+        sys.argv[:] = given  # Lightning starts other ranks with it, so it must be whole again while a job runs
+        try:
+            jobs.run(command, config)
+        except jobs.Refused as error:
+            if os.getpid() != launcher:  # a job on a cluster: its status must tell
+                raise
+            print(error, file=sys.stderr)
+            failed.append(config)
 
-    sys.argv[:] = [given[0], *jobs.with_sweep_folder(arguments)]
-    # Hydra resolves a relative config_path against the caller's file, and takes an absolute one as it is.
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(task)()
-    return 0
+    sys.argv[:] = [given[0], *jobs.with_sweep_folder(command, arguments)]
+    try:
+        # Hydra resolves a relative config_path against the caller's file, and takes an absolute one as it is.
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(task)()
+    finally:
+        sys.argv[:] = given
+    return 1 if failed else 0
 
 
 def _complete() -> int:
-    """Answer the shell: the words after `regimen train` complete as Hydra overrides do."""
-    words = os.environ.get("COMP_LINE", "").split(" ")
-    if len(words) == 2:
-        print("\n".join(("train", "prepare", "check", "report", "export")))
+    """Answer the shell: commands first, then what they take; Hydra completes overrides and prints its scripts."""
+    words = os.environ.get("COMP_LINE", "").split()
+    if os.environ.get("COMP_LINE", "").endswith(" "):
+        words.append("")
+    command = words[1] if len(words) > 2 else None
+    if "query=bash" in sys.argv and command in (None, "report", "export"):
+        known = {"report": REPORT, "export": EXPORT}
+        choices = [f"{key}=" for key in known[command]] if command else list(_commands())
+        typed = words[-1] if len(words) > 1 else ""
+        print("\n".join(choice for choice in choices if choice.startswith(typed)))
         return 0
-    if len(words) > 2:
+    if command is not None:
         os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
     import hydra
 
@@ -136,14 +169,7 @@ def _settings(command: str, arguments: list[str], known: dict[str, str]) -> dict
 
 
 def _report(arguments: list[str]) -> int:
-    known = {
-        "runs": "a run, a sweep folder, or several separated by commas",
-        "out": "where the report goes; default: the folder of the runs",
-        "baseline": "the method that others are compared with; default: natural",
-        "metric": "default: macro/bits_per_byte",
-        "open": "true: open it in the browser",
-    }
-    settings = _settings("report", arguments, known)
+    settings = _settings("report", arguments, REPORT)
     if "runs" not in settings:
         raise ConfigError("regimen report needs runs to compare", do="regimen report runs=outputs/SWEEP")
     from regimen import reports
@@ -160,9 +186,8 @@ def _report(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    known = {"run": "a finished run's folder", "to": "a new folder for the model, tokenizer, ids and mixture"}
-    settings = _settings("export", arguments, known)
-    missing = [key for key in known if key not in settings]
+    settings = _settings("export", arguments, EXPORT)
+    missing = [key for key in EXPORT if key not in settings]
     if missing:
         raise ConfigError(f"regimen export needs {' and '.join(missing)}", do="regimen export run=outputs/RUN to=DIR")
     from regimen.runs.export import export

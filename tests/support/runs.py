@@ -41,6 +41,13 @@ def write_corpus(folder: Path, *, documents: int = 60, seed: int = 0) -> Path:
     return folder
 
 
+def replace_line(file: Path, number: int, line: str) -> None:
+    """Put another line into a file; lines count from 1."""
+    found = file.read_text().splitlines()
+    found[number - 1] = line
+    file.write_text("\n".join(found) + "\n")
+
+
 SMALL = (
     *("dataset=jsonl", "dataset.seq_len=32", "dataset.tokenizer.kind=bytes", "dataset.validation.fraction=0.1"),
     *("dataset.validation.max_rows=4", "model.config.hidden_size=16", "model.config.intermediate_size=24"),
@@ -49,12 +56,11 @@ SMALL = (
 )
 
 
-def settings_of(corpus: Path, home: Path, *overrides: str) -> dict[str, Any]:
-    """Resolved settings of a small run, as plain data."""
-    fixed = (f"dataset.path={corpus}", f"paths.pools={home}/pools", f"paths.outputs={home}/outputs")
+def compose_settings(*overrides: str) -> dict[str, Any]:
+    """Resolved settings as plain data, composed as the command line does."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", overrides=[*SMALL, *fixed, *overrides], return_hydra_config=True)
+        config = compose("train", overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     settings = OmegaConf.to_container(config, resolve=True)
@@ -62,6 +68,12 @@ def settings_of(corpus: Path, home: Path, *overrides: str) -> dict[str, Any]:
     if settings["choices"]["method"] is None:
         settings["choices"]["method"] = list(settings["strategies"])
     return {str(key): value for key, value in settings.items()}
+
+
+def settings_of(corpus: Path, home: Path, *overrides: str) -> dict[str, Any]:
+    """Resolved settings of a small run, as plain data."""
+    fixed = (f"dataset.path={corpus}", f"paths.pools={home}/pools", f"paths.outputs={home}/outputs")
+    return compose_settings(*SMALL, *fixed, *overrides)
 
 
 def run(corpus: Path, home: Path, *overrides: str) -> Path:

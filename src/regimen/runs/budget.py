@@ -21,13 +21,20 @@ def chosen_unit(budget: Mapping[str, Any]) -> tuple[str, float]:
             "a run has one budget",
             got=", ".join(f"budget.{unit}={amount}" for unit, amount in given.items()),
             allowed="one of " + ", ".join(f"budget.{unit}" for unit in UNITS),
-            do=f"drop all but one, e.g. ~ set budget.{list(given)[-1]}=null",
+            do="drop " + " or ".join(f"budget.{unit}" for unit in given) + ", or set one of them to null",
         )
     unit, amount = next(iter(given.items()), ("steps", budget["fallback_steps"]))
     if not isinstance(amount, int | float) or isinstance(amount, bool) or not amount > 0:
-        raise ConfigError("the budget must be a positive number", got=f"budget.{unit}={amount}", allowed="> 0")
+        raise ConfigError(
+            "the budget must be a positive number",
+            got=f"budget.{unit}={amount}",
+            allowed="a number above 0",
+            do=f"e.g. budget.{unit}=200",
+        )
     if unit == "steps" and amount != int(amount):
-        raise ConfigError("steps are whole", got=f"budget.steps={amount}", allowed="1, 2, ...")
+        raise ConfigError(
+            "steps are whole", got=f"budget.steps={amount}", allowed="1, 2, ...", do=f"budget.steps={round(amount)}"
+        )
     return unit, float(amount)
 
 

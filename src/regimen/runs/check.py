@@ -13,9 +13,8 @@ from rich.tree import Tree
 from regimen.core.errors import ConfigError
 from regimen.core.strategy import Mixer
 from regimen.data.pool import Pool
-from regimen.data.prepare import prepare as prepare_pool
 from regimen.runs.estimate import gigabytes, hours, memory_bytes
-from regimen.runs.experiment import Experiment, make_experiment, make_pool
+from regimen.runs.experiment import Experiment, make_experiment, make_pool, prepare_pool
 from regimen.runs.optimizers import make_optimizer
 from regimen.training.module import Objective
 
@@ -29,16 +28,18 @@ _KIND_QUESTION = {
 
 def prepare(settings: Mapping[str, Any]) -> None:
     """Prepare the pool, or one shard of it, and say what it holds."""
-    root = Path(settings["paths"]["pools"]).expanduser()
     shard = settings["shard"]
     index, count = shard["index"], shard["count"]
     if count < 1 or not 0 <= index < count:
         raise ConfigError("no such shard", got=f"shard.index={index} shard.count={count}", allowed="0 <= index < count")
-    path = prepare_pool(settings["dataset"], root=root, shard_index=index, shard_count=count, progress=True)
+    path = prepare_pool(settings, progress=True, shard=(index, count))
     if path is None:
         print(f"shard {index} of {count} is prepared; the pool is whole when all are")
         return
-    Console().print(_pool_tree(Pool.open(path)))
+    pool = Pool.open(path)
+    Console().print(_pool_tree(pool))
+    if skipped := sum(pool.manifest["skipped"].values()):
+        print(f"{skipped} bad record{'s' * (skipped != 1)} skipped: the manifest counts them by file")
     print(path)
 
 
@@ -47,6 +48,8 @@ def check(settings: Mapping[str, Any], folder: Path) -> None:
     pool = make_pool(settings, progress=True)
     experiment = make_experiment(settings, pool, meta=True)
     experiment.stream()  # refuses a budget beyond the repetition cap
+    for p in experiment.strategies:
+        p.strategy.init(pool.train.index)  # refuses a mixture that does not fit the domains
     Objective(**settings["objective"])
     make_optimizer(settings["optimizer"], experiment.steps)(torch.nn.Linear(1, 1))
     tree = Tree(f"[bold]{folder}[/bold]")

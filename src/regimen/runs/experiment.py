@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from regimen.core.errors import ConfigError
+from regimen.core.errors import ConfigError, RunError
+from regimen.core.signal import Signal
+from regimen.core.strategy import Mixer, Selector, Weighter
 from regimen.core.stream import Stream
 from regimen.data.pool import Pool
 from regimen.data.prepare import prepare
@@ -18,6 +20,8 @@ from regimen.runs.budget import total_steps
 from regimen.runs.models import make_model
 from regimen.runs.strategies import Placed, make_strategies
 from regimen.training.cost import BACKWARD, forward_flops
+
+_COUNTED = 100_000  # steps of a run whose decisions are counted one by one
 
 
 @dataclass
@@ -44,13 +48,42 @@ class Experiment:
 
     def measured_rows(self, steps: int) -> dict[str, float]:
         """Rows that each strategy has measured in a run of `steps` steps, in forward passes over a row."""
-        return {p.name: _measured(p, steps, self.batch_rows, self.pool.train.index.rows) for p in self.strategies}
+        seen: dict[int, set[Signal]] = {}  # by step: what a selector measures is not measured again for an orderer
+        return {p.name: self._measured(p, steps, seen) for p in self.strategies}
 
     def flops(self, steps: int) -> float:
         """Model FLOPs of training and measuring in a run of `steps` steps."""
         training = steps * self.batch_tokens * (1 + BACKWARD)
         measuring = sum(self.measured_rows(steps).values()) * self.batch_tokens / self.batch_rows
         return (training + measuring) * self.flops_per_token
+
+    def _measured(self, placed: Placed, steps: int, seen: dict[int, set[Signal]]) -> float:
+        strategy, trigger, pool_rows = placed.strategy, placed.trigger, self.pool.train.index.rows
+        if isinstance(strategy, Weighter):
+            return self._weighed_ahead(strategy) * steps * self.batch_rows
+        assert trigger is not None, "only a weighter has no trigger"
+        needs = set(strategy.needs())
+        if not needs or isinstance(strategy, Mixer):
+            return 0.0
+        if steps >= _COUNTED:  # too many to look at each
+            return sum(signal.forwards for signal in needs) * trigger.count(steps) * pool_rows
+        total = 0.0
+        for step in (step for step in range(steps) if trigger.fires(step, steps)):
+            rows = (steps - step) * self.batch_rows
+            if isinstance(strategy, Selector):
+                rows = strategy.candidates or pool_rows
+            new = needs - seen.get(step, set())
+            total += sum(signal.forwards for signal in new) * min(rows, pool_rows)
+            seen.setdefault(step, set()).update(needs)
+        return total
+
+    def _weighed_ahead(self, weighter: Weighter) -> float:
+        """The part of a batch that is measured before it is trained on: all micro-batches but the first."""
+        trainer, rows = self.settings["trainer"], self.batch_rows
+        devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
+        world = devices * trainer["num_nodes"]
+        micro = trainer["micro_batch_size"] or max(rows // world, 1)
+        return 1 - world * micro / rows if weighter.scope == "batch" else 0.0
 
     def stream(self) -> Stream:
         """The stream of a new run. Raises ConfigError where the budget exceeds the repetition cap."""
@@ -63,26 +96,46 @@ class Experiment:
         )
 
 
-def _measured(placed: Placed, steps: int, batch_rows: int, pool_rows: int) -> float:
-    strategy, trigger = placed.strategy, placed.trigger
-    forwards = sum(signal.forwards for signal in strategy.needs())
-    if trigger is None or not forwards or strategy.kind == "mixer":
-        return 0.0
-    fired = [step for step in range(steps) if trigger.fires(step, steps)] if steps < 100_000 else []
-    if not fired:
-        return forwards * trigger.count(steps) * pool_rows
-    if strategy.kind == "selector":
-        rows = min(getattr(strategy, "candidates", None) or pool_rows, pool_rows)
-        return forwards * len(fired) * rows
-    return forwards * sum(min((steps - step) * batch_rows, pool_rows) for step in fired)
-
-
 def make_pool(settings: Mapping[str, Any], *, progress: bool) -> Pool:
     """The prepared pool of `dataset.*`, prepared now where it is not there yet."""
-    root = Path(settings["paths"]["pools"]).expanduser()
-    path = prepare(settings["dataset"], root=root, progress=progress)
+    path = prepare_pool(settings, progress=progress)
     assert path is not None, "one shard of one makes a whole pool"
     return Pool.open(path)
+
+
+def prepare_pool(settings: Mapping[str, Any], *, progress: bool, shard: tuple[int, int] = (0, 1)) -> Path | None:
+    """The folder of the pool, or None where other shards (index, count) are still to come."""
+    root = Path(settings["paths"]["pools"]).expanduser()
+    try:
+        return prepare(settings["dataset"], root=root, shard_index=shard[0], shard_count=shard[1], progress=progress)
+    except OSError as error:
+        raise RunError(
+            "the data cannot be prepared",
+            got=f"{error.strerror or error}: {error.filename or root}",
+            allowed="a folder that can be written, with room for the tokens and the text",
+            do="free some space, or choose another folder: paths.pools=DIR, or the environment variable REGIMEN_HOME",
+        ) from error
+
+
+def _refuse_uneven_draw(strategies: list[Placed], rows: int) -> None:
+    for p in strategies:
+        if isinstance(p.strategy, Mixer) and p.strategy.draw == "one_domain" and rows % p.strategy.draw_groups:
+            raise ConfigError(
+                "the global batch cannot be cut into equal parts of one domain each",
+                got=f"trainer.global_batch_size={rows}, strategies.{p.name}.draw_groups={p.strategy.draw_groups}",
+                allowed=", ".join(str(g) for g in range(1, rows + 1) if rows % g == 0),
+                do=f"set strategies.{p.name}.draw_groups to one of these, or strategies.{p.name}.draw=multinomial",
+            )
+
+
+def _refuse_missing_gpu(accelerator: str) -> None:
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "there is no GPU that torch can use",
+            got=f"trainer.accelerator={accelerator}",
+            do="trainer=cpu, or look at nvidia-smi and at the build of torch: python -c 'import torch; "
+            "print(torch.version.cuda)'",
+        )
 
 
 def make_experiment(settings: Mapping[str, Any], pool: Pool, *, meta: bool = False) -> Experiment:
@@ -91,6 +144,9 @@ def make_experiment(settings: Mapping[str, Any], pool: Pool, *, meta: bool = Fal
     if not isinstance(rows, int) or rows < 1:
         raise ConfigError("trainer.global_batch_size counts rows", got=rows, allowed="1 or more")
     strategies = make_strategies(settings["strategies"])
+    _refuse_uneven_draw(strategies, rows)
+    if not meta:
+        _refuse_missing_gpu(settings["trainer"]["accelerator"])
     with torch.device("meta" if meta else "cpu"):
         model = make_model({**settings["model"], "compile": settings["model"]["compile"] and not meta}, pool)
     experiment = Experiment(settings, pool, strategies, model, 0, forward_flops(model, pool.seq_len))

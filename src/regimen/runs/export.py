@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from regimen.core.errors import ConfigError
+from regimen.core.errors import ConfigError, RunError
 from regimen.core.stream import Stream
 from regimen.data.pool import Pool
 from regimen.runs.experiment import make_pool
 from regimen.runs.models import make_model
 from regimen.runs.summary import fingerprints
 from regimen.training.callbacks.checkpoint import checkpoints
-from regimen.training.files import disk_errors, write_json
+from regimen.training.files import write_json
 from regimen.training.tensors import internalise
 
 _MODEL = "model."  # the name of the model inside the Lightning module
@@ -38,15 +38,18 @@ def export(run: Path, to: Path) -> Path:
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     temporary = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with disk_errors(to):
+    try:
         temporary.mkdir(parents=True)
-        try:
-            _export_model(settings, pool, saved["state_dict"], temporary)
-            _export_rows(settings, pool, saved, run, temporary)
-            write_json(temporary / "mixture.json", summary["mixture"])
-            temporary.replace(to)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        _export_model(settings, pool, saved["state_dict"], temporary)
+        _export_rows(settings, pool, saved, run, temporary)
+        write_json(temporary / "mixture.json", summary["mixture"])
+        temporary.replace(to)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {to}", got=error.strerror or error, do="free some space, or name another folder: to=DIR"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return to
 
 
@@ -70,7 +73,9 @@ def _read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _export_model(settings: dict[str, Any], pool: Pool, weights: dict[str, Any], to: Path) -> None:
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = make_model({**settings["model"], "compile": False}, pool)
     model.load_state_dict({k.removeprefix(_MODEL).replace("_orig_mod.", ""): v for k, v in weights.items()})
     model.config.use_cache = True

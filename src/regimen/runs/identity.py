@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from regimen.core.settings import NOT_RESULT
+from regimen.core.settings import NOT_RESULT, is_under
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -50,7 +50,11 @@ def run_folder(config: Mapping[str, Any], *, sweep: str | None) -> Path:
 
 
 def sweep_name(overrides: list[str]) -> str:
-    """A folder name for a multirun: what is swept, how many values, and a hash, e.g. `method6-seed3-1f2e3d`."""
+    """A folder name for a multirun: what is swept, how many values, and a hash, e.g. `method6-seed3-1f2e3d`.
+
+    What cannot change a result is left out, so that the same grid with another logger goes on in its folder.
+    """
+    overrides = [o for o in overrides if not is_under(o.partition("=")[0].lstrip("+~"), NOT_RESULT)]
     swept = []
     for override in overrides:
         key, _, value = override.partition("=")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from regimen.core.errors import ConfigError, RegimenError
 from regimen.core.settings import LAYOUT, is_under
-from regimen.runs.identity import run_folder, sweep_name
+from regimen.runs import validate
+from regimen.runs.identity import run_folder, run_name, sweep_name
 
 _SWEEP = "REGIMEN_SWEEP"
 
@@ -22,27 +25,39 @@ class Refused(CompactHydraException):
     """A RegimenError on its way through Hydra, which prints this kind without a traceback and exits with 1."""
 
 
-def with_sweep_folder(arguments: list[str]) -> list[str]:
+def with_sweep_folder(command: str, arguments: list[str]) -> list[str]:
     """The arguments with -m in front, which Hydra cannot find between overrides; notes the multirun's folder.
 
-    The folder goes into the environment, where every job and every rank finds it.
+    The folder goes into the environment, where every job and every rank finds it. What is not training keeps Hydra's
+    own files (multirun.yaml, a launcher's logs) out of the folders of runs.
     """
     flags = [a for a in arguments if a in ("-m", "--multirun")]
-    if flags:
-        arguments = flags[:1] + [a for a in arguments if a not in flags]
-        overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "hydra"))]
-        os.environ.setdefault(_SWEEP, sweep_name(overrides))
-    return arguments
+    if not flags:
+        return arguments
+    rest = [a for a in arguments if a not in flags]
+    overrides = [a for a in rest if "=" in a and not a.startswith(("-", "hydra"))]
+    named = [a.partition("=")[2] for a in overrides if a.startswith("sweep=")]
+    os.environ[_SWEEP] = named[-1] if named else sweep_name(overrides)
+    place = [] if command == "train" else [f"hydra.sweep.dir=${{paths.outputs}}/.multirun/{os.environ[_SWEEP]}"]
+    return [flags[0], *place, *rest]
 
 
 def run(command: str, config: DictConfig) -> None:
-    """Run one job of `command`."""
+    """Run one job of `command`. Raises Refused for what the user can mend."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own strategies are
+    job = _job()
     try:
         settings, folder, sweep = _resolved(config)
+        job = _job(run_name(settings))
+        validate.settings(settings)
         if command == "train":
             from regimen.runs.train import train
 
-            train(settings, folder, sweep=sweep)
+            try:
+                train(settings, folder, sweep=sweep)
+            except SystemExit:  # how Lightning ends a training that Ctrl-C stopped
+                raise KeyboardInterrupt from None
         elif command == "prepare":
             from regimen.runs.check import prepare
 
@@ -52,7 +67,15 @@ def run(command: str, config: DictConfig) -> None:
 
             check(settings, folder)
     except RegimenError as error:
-        raise Refused(f"error: {error}") from None
+        raise Refused(f"error: {job}{error}") from None
+
+
+def _job(name: str = "") -> str:
+    """Which job of a multirun this is, for its error."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return ""
+    return f"job {hydra.job.num}{name and ', '}{name}: "
 
 
 def _resolved(config: DictConfig) -> tuple[dict[str, Any], Path, str | None]:
@@ -63,12 +86,26 @@ def _resolved(config: DictConfig) -> tuple[dict[str, Any], Path, str | None]:
         sweep = os.environ.get(_SWEEP)
     if config["resume"] is not None:
         return _resumed(Path(config["resume"]).expanduser(), config, list(hydra.overrides.task))
-    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(settings, dict)
-    settings = {str(key): value for key, value in settings.items()}
+    settings = _plain(config)
     if settings["choices"]["method"] is None:  # Hydra knows no name for method=[a,b]
         settings["choices"]["method"] = list(settings["strategies"])
     return settings, run_folder(settings, sweep=sweep), sweep
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values. Raises ConfigError for a value that is missing or refers to nothing."""
+    try:
+        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(
+            f"{error.full_key} must be given", got="nothing", do=f"type {error.full_key}=..., or choose another option"
+        ) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{error.full_key} cannot be resolved", got=str(error).splitlines()[0], do="look at its ${...}"
+        ) from None
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
 
 
 def _resumed(folder: Path, config: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], Path, str | None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from regimen.core.errors import ConfigError
+from regimen.core.errors import ConfigError, closest
 from regimen.data.pool import Pool
 
 
@@ -19,7 +19,9 @@ def make_model(settings: Mapping[str, Any], pool: Pool) -> nn.Module:
     """
     model = _pretrained(settings, pool) if settings["pretrained"] else _from_scratch(settings, pool)
     if settings["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Renamed in transformers 5; the old name warns and goes in 6.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if settings["compile"]:
         model.compile()
     return model
@@ -32,9 +34,13 @@ def model_config(settings: Mapping[str, Any], pool: Pool) -> Any:
     name = settings["architecture"]
     if name not in CONFIG_MAPPING:
         raise ConfigError(
-            "unknown architecture", got=f"model.architecture={name}", allowed="a model type of transformers"
+            f"unknown architecture{closest(str(name), CONFIG_MAPPING)}",
+            got=f"model.architecture={name}",
+            allowed="a model type of transformers, such as qwen2, llama, mistral, gpt2",
+            do="model.architecture=qwen2, or choose a model: model=nano",
         )
     given = dict(settings["config"])
+    _refuse_unknown(name, given)
     context = given.get("max_position_embeddings", pool.seq_len)
     if context < pool.seq_len:
         raise ConfigError(
@@ -43,19 +49,57 @@ def model_config(settings: Mapping[str, Any], pool: Pool) -> Any:
             do="lower dataset.seq_len or raise model.config.max_position_embeddings",
         )
     ids = {"bos_token_id": pool.eos_id, "eos_token_id": pool.eos_id, "pad_token_id": pool.pad_id}
-    return AutoConfig.for_model(name, vocab_size=pool.vocab_size, use_cache=False, **ids, **given)
+    config = AutoConfig.for_model(name, vocab_size=pool.vocab_size, use_cache=False, **ids, **given)
+    _refuse_uneven_heads(config)
+    return config
+
+
+def _refuse_unknown(architecture: str, given: Mapping[str, Any]) -> None:
+    """Refuse a field that transformers would keep and never read."""
+    from transformers import CONFIG_MAPPING
+
+    default = CONFIG_MAPPING[architecture]()
+    for name, value in given.items():
+        if not hasattr(default, name):
+            known = [key for key in default.to_dict() if not key.startswith("_")]
+            raise ConfigError(
+                f"the {architecture} configuration has no {name}{closest(name, known)}",
+                got=f"model.config.{name}={value}",
+                allowed=f"the fields of {type(default).__name__}",
+                do=f"correct it, or drop model.config.{name}",
+            )
+
+
+def _refuse_uneven_heads(config: Any) -> None:
+    """Shapes that transformers builds and that fail in the first forward pass."""
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        size = getattr(config, name, 1)
+        if isinstance(size, int) and size < 1:
+            raise ConfigError(f"model.config.{name} must be positive", got=size, allowed="1 or more")
+    heads = getattr(config, "num_attention_heads", 1)
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width, head = getattr(config, "hidden_size", heads), getattr(config, "head_dim", None)
+    for what, whole, part in (("hidden_size", width if head is None else heads, heads), ("heads", heads, groups)):
+        if whole % part:
+            raise ConfigError(
+                "the attention heads do not divide evenly",
+                got=f"model.config.hidden_size={width}, num_attention_heads={heads}, num_key_value_heads={groups}",
+                allowed="hidden_size a multiple of num_attention_heads, and that of num_key_value_heads",
+                do="change one of them, or set model.config.head_dim" if what == "hidden_size" else None,
+            )
 
 
 def _from_scratch(settings: Mapping[str, Any], pool: Pool) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
-    config = model_config(settings, pool)
     try:
+        config = model_config(settings, pool)
         return AutoModelForCausalLM.from_config(config, attn_implementation=settings["attn_implementation"])
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
         raise ConfigError(
             f"the {settings['architecture']} model cannot be built",
-            got=str(error).splitlines()[0],
+            got=" ".join(str(error).split())[:600],
             do="look at model.config.* and model.attn_implementation",
         ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -103,6 +104,8 @@ def _attempt(
             _remove_if_empty(folder)
         raise
     run.fit()
+    del run
+    gc.collect()  # trainer and callbacks refer to each other; a multirun would hold every model it ever trained
     return folder
 
 

@@ -119,7 +119,7 @@ class FileSource:
 
     def _nothing_found(self) -> DataError:
         path, wanted = self._path, ", ".join(SUFFIXES[self.settings.source])
-        folder = path if self._fs.isdir(path) else path.rpartition("/")[0]
+        folder = path if self._fs.isdir(path) else path.rpartition("/")[0] or "/"
         there = self._fs.ls(folder, detail=False)[:8] if self._fs.isdir(folder) else []
         names = ", ".join(sorted(f.rstrip("/").rpartition("/")[2] for f in there))
         return DataError(

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from regimen.core.errors import ConfigError
+from regimen.core.errors import ConfigError, RunError
 from regimen.evaluation.perplexity import by_domain
 from regimen.training.callbacks import summaries
 from regimen.training.callbacks.metrics import MetricFiles
@@ -55,6 +55,13 @@ class Evaluate(pl.Callback):
         index = self.sweeper.index
         ids = torch.arange(index.rows)
         measured = self.sweeper.measure(ids)
+        bad = index.domain_of(ids)[~torch.isfinite(measured.loss)].unique()
+        if len(bad):  # before the save of this step, so that no checkpoint holds such weights
+            raise RunError(
+                f"the loss is not a number on the validation rows at step {step}",
+                got=f"domains {', '.join(index.domains[k] for k in bad.tolist())}",
+                do="lower optimizer.lr, or set trainer.gradient_clip_val=1.0; earlier checkpoints are kept",
+            )
         scores = by_domain(index.domains, index.domain_of(ids), **measured._asdict())
         self.latest = {"step": step, **scores}
         row = {

@@ -1,0 +1,100 @@
+"""`regimen check`, `prepare` and `report`; budgets in all units; what check foretells and what a run then costs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import CommandLine
+
+
+def number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found is not None, (pattern, text)
+    return float(found[1].replace(",", ""))
+
+
+def test_check_prints_the_plan_and_its_cost_and_trains_nothing(regimen: CommandLine) -> None:
+    before = regimen.runs()
+    done = regimen.small("check", "method=[loss_selection,odm]")
+    assert done.status == 0, done.err
+    plan = ("code:", "loss_selection", "which rows may be drawn", "odm", "decides 8 times", "measures")
+    for word in (*plan, "parameters", "FLOPs", "time about", "memory about"):
+        assert word in done.out
+    assert number(r"steps ([\d,]+) of", done.out) == 8
+    assert number(r"tokens ([\d,]+), ", done.out) == 2048
+    assert number(r"measuring (\S+) ", done.out) > 0
+    assert regimen.runs() == before
+
+
+def test_budgets_agree(regimen: CommandLine) -> None:
+    """One run, four ways to say how long it is; the FLOPs hold measuring too."""
+    common = ("check", "budget.steps=null", "method=loss_selection")
+    by_steps = regimen.small(*common, "budget.steps=50").out
+    flops, epochs = number(r"FLOPs (\S+), of", by_steps), number(r"([\d.]+) epochs", by_steps)
+    assert number(r"measuring (\S+) ", by_steps) > 0.1 * flops
+    rows = number(r"jsonl: ([\d,]+) rows", by_steps)
+    assert epochs == pytest.approx(50 * 8 / rows, abs=0.005)
+    budgets = ("tokens=12800", f"epochs={50 * 8 / rows}", f"flops={flops * 1.001}")
+    for budget in budgets:
+        assert number(r"steps ([\d,]+) of", regimen.small(*common, f"budget.{budget}").out) == 50, budget
+
+
+MEASURED = {
+    "a selector that looks again": ("method=loss_selection", "strategies.loss_selection.when.steps=3"),
+    "a selector of a few candidates": ("method=topk", "strategies.topk.candidates=100"),
+    "an orderer": ("method=folding",),
+    "an orderer of a selection": ("method=[topk,sorted]", "strategies.topk.ratio=0.05"),
+    "an orderer of domains": ("method=[uniform,zigzag]",),
+    "a weighter of the whole batch": ("method=loss_weighting", "trainer.micro_batch_size=2"),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_flops_of_a_run_are_those_that_check_foretold(regimen: CommandLine, tmp_path: Path, name: str) -> None:
+    overrides = (*MEASURED[name], f"run_dir={tmp_path}/run")
+    told = regimen.small("check", *overrides).out
+    assert regimen.small("train", *overrides).status == 0
+    spent = json.loads((tmp_path / "run" / "summary.json").read_text())["flops"]
+    assert spent["total"] == pytest.approx(number(r"FLOPs (\S+), of", told), rel=1e-3)
+    assert spent["measuring"] == pytest.approx(number(r"measuring (\S+) ", told), rel=1e-3)
+    assert spent["measuring"] > 0
+
+
+def test_shards_make_one_pool(regimen: CommandLine, tmp_path: Path) -> None:
+    sharded = ("shard.count=2", f"paths.pools={tmp_path}/pools")
+    first = regimen.small("prepare", *sharded, "shard.index=0")
+    assert first.status == 0 and "shard 0 of 2 is prepared" in first.out
+    second = regimen.small("prepare", *sharded, "shard.index=1")
+    assert second.status == 0 and "rows of 32 target tokens" in second.out
+    pool = Path(second.out.splitlines()[-1])
+    assert json.loads((pool / "manifest.json").read_text())["shard_count"] == 2
+    assert regimen.small("prepare", *sharded, "shard.index=2").status == 1
+    assert regimen.small("train", f"paths.pools={tmp_path}/pools", f"run_dir={tmp_path}/run").status == 0
+    assert len(list(tmp_path.glob("pools/*/manifest.json"))) == 1, "training uses the pool of the shards"
+
+
+def test_a_grid_of_shards_leaves_the_outputs_alone(regimen: CommandLine, home: Path, tmp_path: Path) -> None:
+    before = set((home / "outputs").glob("[!.]*"))
+    sharded = ("shard.count=2", "shard.index=range(2)", f"paths.pools={tmp_path}/pools")
+    done = regimen.small("prepare", *sharded, flags=("-m",))
+    assert done.status == 0, done.err
+    assert len(list(tmp_path.glob("pools/*/manifest.json"))) == 1
+    assert set((home / "outputs").glob("[!.]*")) == before
+
+
+def test_a_report_of_real_runs(regimen: CommandLine, home: Path, tmp_path: Path) -> None:
+    grid = ("method=natural,odm", "seed=1,2", "sweep=reported", "budget.steps=4")
+    assert regimen.small("train", *grid, flags=("-m",)).status == 0
+    done = regimen("report", f"runs={home}/outputs/reported", f"out={tmp_path}/report")
+    assert done.status == 0, done.err
+    page = Path(done.out.strip())
+    assert page.name == "report.html" and page.parent == tmp_path / "report"
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "natural" in text and "odm" in text and "code" in text
+    assert page.read_text().count("<svg") >= 2
+    missing = regimen("report", f"runs={home}/outputs/no-such")
+    assert missing.status == 1 and "no-such" in missing.err and "Traceback" not in missing.err
