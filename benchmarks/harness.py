@@ -33,8 +33,9 @@ from regimen.core.stream import Stream
 from regimen.runs.attempt import Attempt
 from regimen.runs.experiment import make_experiment, make_pool
 from regimen.runs.optimizers import make_optimizer
+from regimen.runs.run import Run
 from regimen.runs.summary import machine
-from regimen.runs.train import Run, quiet_libraries
+from regimen.runs.train import quiet_libraries
 from regimen.training.callbacks.checkpoint import SaveCheckpoints
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -37,7 +37,7 @@ def prepare(settings: Mapping[str, Any]) -> None:
         print(f"shard {index} of {count} is prepared; the pool is whole when all are")
         return
     pool = Pool.open(path)
-    Console().print(_pool_tree(pool))
+    Console().print(_pool_tree(pool), _overlap_line(pool))
     if skipped := sum(pool.manifest["skipped"].values()):
         print(f"{skipped} bad record{'s' * (skipped != 1)} skipped: the manifest counts them by file")
     print(path)
@@ -57,6 +57,16 @@ def check(settings: Mapping[str, Any], folder: Path) -> None:
     _add_plan(tree, experiment)
     _add_cost(tree, experiment)
     Console(width=110).print(tree)
+
+
+def _overlap_line(pool: Pool) -> str:
+    """How much of the validation text, and of other evaluation text, occurs in the training text."""
+    overlap = pool.manifest["overlap"]
+    if not overlap["settings"]["n"]:
+        return "overlap of evaluation with training text: not measured (dataset.overlap.n=0)"
+    shares = {**overlap["validation"], **overlap["against"]}
+    told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return f"{overlap['settings']['n']}-grams of evaluation text that occur in training text: {told}"
 
 
 def _pool_tree(pool: Pool) -> Tree:

@@ -18,6 +18,7 @@ def make_model(settings: Mapping[str, Any], pool: Pool) -> nn.Module:
     pretrained weights with another vocabulary than the pool's tokenizer.
     """
     model = _pretrained(settings, pool) if settings["pretrained"] else _from_scratch(settings, pool)
+    model.train()  # a pretrained model comes in evaluation mode, with its dropout off
     if settings["gradient_checkpointing"]:
         # Renamed in transformers 5; the old name warns and goes in 6.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -1,0 +1,225 @@
+"""The objects of one run, wired: trainer, loader, module, callbacks in their fixed sequence; and its training."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from regimen.core.errors import ConfigError, RegimenError, RunError
+from regimen.data.pool import Pool
+from regimen.runs import summary
+from regimen.runs.attempt import Attempt
+from regimen.runs.experiment import make_experiment
+from regimen.runs.optimizers import make_optimizer
+from regimen.runs.trackers import make_trackers
+from regimen.signals.board import SignalBoard
+from regimen.training.callbacks.checkpoint import RunState, SaveCheckpoints, clear_unfinished, step_of
+from regimen.training.callbacks.evaluate import Evaluate
+from regimen.training.callbacks.metrics import MetricFiles, Metrics, peak_memory_mb
+from regimen.training.callbacks.progress import ShowProgress
+from regimen.training.callbacks.steps import GatherSteps
+from regimen.training.callbacks.strategies import MixingCallback, OrderingCallback, SelectionCallback
+from regimen.training.callbacks.weighting import WeightingCallback
+from regimen.training.context import RunContext
+from regimen.training.cost import CostClock
+from regimen.training.files import JsonLines, cut_json_lines, write_atomically, write_json
+from regimen.training.loader import PlannedLoader
+from regimen.training.module import LanguageModule, Objective
+from regimen.training.sweep import Sweeper
+
+
+class Run:
+    """The objects of one run, wired."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], folder: Path, attempt: Attempt, pool: Pool, sweep: str | None, rank: int
+    ) -> None:
+        self.settings, self.folder, self.attempt, self.rank = settings, folder, attempt, rank
+        trainer_settings = settings["trainer"]
+        if trainer_settings["threads"]:
+            torch.set_num_threads(trainer_settings["threads"])
+        pl.seed_everything(settings["seed"], verbose=False)
+        self.experiment = make_experiment(settings, pool)
+        stream = self.experiment.stream()
+        self.trainer = self._trainer(make_trackers(settings, folder, sweep=sweep))
+        accumulation = self._accumulation()
+        self.trainer.accumulate_grad_batches = accumulation
+        loader = PlannedLoader(
+            pool.train,
+            stream,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            accumulation=accumulation,
+            document_mask=settings["dataset"]["document_mask"],
+            plans=folder / "plans",
+        )
+        record = JsonLines(folder / "record.jsonl")
+        self.context = RunContext(folder, settings["seed"], loader, CostClock(), self.experiment.steps, record)
+        self.module = LanguageModule(
+            self.experiment.model,
+            Objective(**settings["objective"]),
+            make_optimizer(settings["optimizer"], self.experiment.steps),
+        )
+        self.files = MetricFiles(folder, pool.domains, self.context)
+        self.evaluate = Evaluate(self.context, self.files, settings["evaluation"]["at"])
+        self._measure_with(pool)
+        self.trainer.callbacks[:] = [*self.trainer.callbacks, *self._callbacks()]
+        parameters = sum(p.numel() for p in self.module.parameters())
+        self.summary = summary.beginning(settings, pool, self.experiment.strategies, parameters)
+
+    def _trainer(self, loggers: list[Any]) -> pl.Trainer:
+        wanted = self.settings["trainer"]
+        try:
+            return pl.Trainer(
+                accelerator=wanted["accelerator"],
+                devices=wanted["devices"],
+                num_nodes=wanted["num_nodes"],
+                strategy=wanted["strategy"],
+                precision=wanted["precision"],
+                gradient_clip_val=wanted["gradient_clip_val"],
+                deterministic=wanted["deterministic"],
+                max_steps=self.experiment.steps,
+                max_epochs=-1,
+                logger=loggers or False,
+                default_root_dir=self.folder,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                num_sanity_val_steps=0,
+                log_every_n_steps=10**9,
+            )
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+            raise ConfigError(
+                "the trainer refuses its settings",
+                got=f"{ {k: wanted[k] for k in ('accelerator', 'devices', 'strategy', 'precision')} }: "
+                f"{str(error).splitlines()[0]}",
+                do="choose another preset, e.g. trainer=cpu, or other trainer.* values",
+            ) from error
+
+    def _accumulation(self) -> int:
+        """Micro-batches per step and rank."""
+        world, rows = self.trainer.world_size, self.experiment.batch_rows
+        micro = self.settings["trainer"]["micro_batch_size"] or max(rows // world, 1)
+        part = world * micro
+        if rows % part:
+            raise ConfigError(
+                "the global batch does not divide over the ranks and micro-batches",
+                got=f"trainer.global_batch_size={rows}, {world} ranks, trainer.micro_batch_size={micro}",
+                do=f"set trainer.global_batch_size to a multiple of {part}, e.g. {-(-rows // part) * part}",
+            )
+        return int(rows // part)
+
+    def _measure_with(self, pool: Pool) -> None:
+        settings = self.settings
+        shared: dict[str, Any] = {
+            "clock": self.context.clock,
+            "batch_size": settings["trainer"]["sweep_batch_size"],
+            "token_bytes": pool.token_bytes,
+            "document_mask": settings["dataset"]["document_mask"],
+        }
+        measuring = Sweeper(self.trainer, self.module, pool.train, purpose="measuring", **shared)
+        self.context.board = SignalBoard(measuring)
+        self.evaluate.sweeper = Sweeper(self.trainer, self.module, pool.validation, purpose="evaluation", **shared)
+
+    def _callbacks(self) -> list[pl.Callback]:
+        """Gather first, then the strategies in their fixed sequence, evaluation, metrics, and the save last."""
+        wanted, context = self.settings["trainer"], self.context
+        carriers = {"selector": SelectionCallback, "mixer": MixingCallback, "orderer": OrderingCallback}
+        strategies: list[pl.Callback] = []
+        for p in self.experiment.strategies:
+            if p.kind == "weighter":
+                strategies.append(WeightingCallback(p.name, p.strategy, context, log_every=wanted["log_every"]))
+            else:
+                strategies.append(carriers[p.kind](p.name, p.strategy, p.trigger, context))
+        title = self.folder.name
+        save = SaveCheckpoints(
+            context,
+            every_steps=wanted["save_every_steps"],
+            every_minutes=wanted["save_every_minutes"],
+            keep=wanted["keep_checkpoints"],
+        )
+        return [
+            GatherSteps(context),
+            *strategies,
+            self.evaluate,
+            Metrics(context, self.files),
+            ShowProgress(context, title, mode=wanted["progress"], every=wanted["log_every"]),
+            RunState(context),
+            save,
+        ]
+
+    # ---- doing it ---------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train to the end of the budget and write the summary; on an error write its reason."""
+        if self.rank == 0:
+            self._open_folder()
+        outcome: tuple[str, str] | None = ("failed", "stopped by an error that the log of the run shows")
+        try:
+            self.trainer.fit(self.module, self.context.loader, ckpt_path=self.attempt.checkpoint, weights_only=True)
+            outcome = None
+        except RegimenError as error:
+            outcome = ("failed", error.what)
+            raise
+        except torch.OutOfMemoryError as error:
+            outcome = ("failed", "out of GPU memory")
+            raise out_of_memory(self.settings, error) from error
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+            outcome = ("interrupted", "stopped by the user")
+            raise KeyboardInterrupt from None
+        finally:
+            if outcome is not None:
+                self._close(*outcome)
+        if self.rank == 0:
+            done = summary.ending(self.context, self.evaluate.latest, peak_memory_mb=peak_memory_mb())
+            self.summary |= done
+            write_json(self.folder / "summary.json", self.summary)
+            self._say_where()
+
+    def _open_folder(self) -> None:
+        """Make the folder tell of this attempt and of nothing after the checkpoint it starts from."""
+        from omegaconf import OmegaConf
+
+        clear_unfinished(self.folder)
+        resumed = self.attempt.checkpoint
+        step = step_of(Path(resumed)) if resumed else -1
+        write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(self.settings))))
+        write_json(self.folder / "summary.json", self.summary)
+        cut_json_lines(self.folder / "record.jsonl", lambda row: row["step"] <= step)
+        self.files.cut(step)
+        if resumed:
+            print(f"resuming {self.folder} from step {step}", file=sys.stderr)
+
+    def _close(self, status: str, reason: str) -> None:
+        if self.rank == 0:
+            self.summary |= {"status": status, "reason": reason, "steps": self.context.loader.stream.step}
+            with contextlib.suppress(RunError):  # on a full disk the error that is on its way says more
+                write_json(self.folder / "summary.json", self.summary)
+
+    def _say_where(self) -> None:
+        macro = self.summary["evaluation"]["macro"]
+        print(
+            f"{self.summary['name']}: {macro['bits_per_byte']:.4f} bits per byte (macro), "
+            f"loss {macro['loss']:.4f}, {self.summary['seconds']['total']:.0f} s -> {self.folder}",
+            file=sys.stderr,
+        )
+
+
+def out_of_memory(settings: Mapping[str, Any], error: torch.OutOfMemoryError) -> RunError:
+    """The error for a batch that does not fit the GPU."""
+    wanted = settings["trainer"]
+    return RunError(
+        "out of GPU memory",
+        got=f"trainer.micro_batch_size={wanted['micro_batch_size']}, trainer.sweep_batch_size="
+        f"{wanted['sweep_batch_size']}: {str(error).splitlines()[0]}",
+        do="lower trainer.micro_batch_size (the global batch stays, in more parts) and trainer.sweep_batch_size, "
+        "or set model.gradient_checkpointing=true; started again, the run goes on from its last checkpoint",
+    )
