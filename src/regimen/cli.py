@@ -115,7 +115,8 @@ def _composed(command: str, arguments: list[str]) -> int:
         except jobs.Refused as error:
             if os.getpid() != launcher:  # a job on a cluster: its status must tell
                 raise
-            print(error, file=sys.stderr)
+            if jobs.speaks():
+                print(error, file=sys.stderr)
             failed.append(config)
 
     sys.argv[:] = [given[0], *jobs.with_sweep_folder(command, arguments)]

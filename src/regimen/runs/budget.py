@@ -1,6 +1,6 @@
 """How many optimizer steps a budget pays for.
 
-A FLOPs budget pays for training and for what the strategies measure; stages are charged to it too.
+A FLOPs budget pays for training and for what the strategies measure.
 """
 
 from __future__ import annotations

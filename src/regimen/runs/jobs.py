@@ -70,6 +70,13 @@ def run(command: str, config: DictConfig) -> None:
         raise Refused(f"error: {job}{error}") from None
 
 
+def speaks() -> bool:
+    """Whether this process talks to the user: one rank does, even where all stop for the same reason."""
+    from regimen.runs.attempt import global_rank
+
+    return global_rank() == 0
+
+
 def _job(name: str = "") -> str:
     """Which job of a multirun this is, for its error."""
     hydra = HydraConfig.get()

@@ -100,6 +100,7 @@ SINGLE: Mapping[str, Rule] = {
     "seed": _whole(0, 2**32 - 1),
     "accept_other_version": _SWITCH,
     "on_bad_record": _one_of("fail", "skip"),
+    "stages": Rule("nothing: runs that a method needs before its own are not there yet", lambda v: not v),
     "dataset.max_epochs_per_domain": _or_null(_whole(1), "no cap"),
     "optimizer.lr": _POSITIVE,
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-PURPOSES = ("training", "measuring", "evaluation", "stages")
+PURPOSES = ("training", "measuring", "evaluation", "stages")  # evaluation: the harness's own, saving included
 BACKWARD = 2.0  # a backward pass in forward passes
 
 
