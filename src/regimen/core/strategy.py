@@ -52,6 +52,18 @@ class Observation:
         """Part of the run that is done, 0 to 1."""
         return self.step / max(self.total_steps, 1)
 
+    def scores(self, by: Signal) -> Tensor:
+        """Values (n,) float64 of a signal to rank rows by. Raises ConfigError where one is NaN, which has no rank."""
+        values = self.values[by]
+        missing = values.isnan()
+        if bool(missing.any()):
+            raise ConfigError(
+                f"{by} is NaN for {int(missing.sum())} of {len(values)} rows, which cannot be ranked",
+                got=f"ids {self.ids[missing][:5].tolist()} ...",
+                do="use another signal, or keep only rows that have a score",
+            )
+        return values
+
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:

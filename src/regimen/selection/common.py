@@ -1,4 +1,4 @@
-"""What selectors share: how many rows to keep, and scores without holes.
+"""What selectors share: how many rows to keep.
 
 Letters: n rows to choose from, M kept.
 """
@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from torch import Tensor
-
 from regimen.core.errors import ConfigError
-from regimen.core.signal import Signal
-from regimen.core.strategy import Observation
 
 
 def check_amount(ratio: float | None, count: int | None) -> None:
@@ -47,20 +43,3 @@ def amount(n: int, ratio: float | None, count: int | None) -> int:
     if kept == 0:
         raise ConfigError("the ratio keeps no row", got=f"ratio={ratio} of {n} rows", do="raise ratio, or give count")
     return kept
-
-
-def scores(seen: Observation, by: Signal) -> Tensor:
-    """Values (n,) float64 of a signal.
-
-    Raises:
-        ConfigError: a score is NaN.
-    """
-    values = seen.values[by]
-    missing = values.isnan()
-    if bool(missing.any()):
-        raise ConfigError(
-            f"{by} is NaN for {int(missing.sum())} of {len(values)} rows, which cannot be compared",
-            got=f"ids {seen.ids[missing][:5].tolist()} ...",
-            do="select by another signal",
-        )
-    return values

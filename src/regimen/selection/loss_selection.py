@@ -21,7 +21,7 @@ from torch import Tensor
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selection, Selector
-from regimen.selection.common import amount, check_amount, scores
+from regimen.selection.common import amount, check_amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class LossSelection(Selector):
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Ids (M,) int64. Raises ConfigError for a score that is not finite or a ratio that keeps no row."""
         ids, by_id = seen.ids.sort()  # (n,)
-        losses = scores(seen, self.by)[by_id]  # (n,)
+        losses = seen.scores(self.by)[by_id]  # (n,)
         if not bool(torch.isfinite(losses).all()):
             raise ConfigError(f"{self.by} is infinite for some rows, so they have no quantiles", do="look at the model")
         wait = torch.empty(len(ids), dtype=torch.float64).exponential_(generator=seen.generator)  # (n,) > 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, require_amount, scores
+from regimen.selection.common import amount, require_amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,5 +44,5 @@ class TopK(Selector):
         """Ids (M,) int64, best first. Raises ConfigError for a NaN score or an amount that cannot be kept."""
         kept = amount(len(seen.ids), self.ratio, self.count)
         ids, by_id = seen.ids.sort()  # (n,)
-        best = (self.polarity * scores(seen, self.by)[by_id]).argsort(descending=True, stable=True)  # (n,)
+        best = (self.polarity * seen.scores(self.by)[by_id]).argsort(descending=True, stable=True)  # (n,)
         return ids[best[:kept]]  # (M,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def internalise(state: Any, folder: Path) -> Any:
         return {key: internalise(value, folder) for key, value in state.items()}
     path = folder / state["stored"]
     tensor = None
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, RuntimeError, EOFError, pickle.UnpicklingError):
         tensor = torch.load(path, weights_only=True)
     if tensor is None or digest_of(tensor) != path.stem:
         raise RunError(

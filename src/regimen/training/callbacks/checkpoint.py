@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ _NAME = re.compile(r"step-(\d+)\.ckpt$")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run folder, oldest first."""
+    """The finished checkpoints of a run folder, oldest first; a file that a crash of the machine cut is left out."""
     found = [p for p in (folder / "checkpoints").glob("step-*.ckpt") if _NAME.search(p.name)]
-    return sorted(found, key=step_of)
+    return sorted((p for p in found if p.is_dir() or zipfile.is_zipfile(p)), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -79,6 +81,7 @@ class SaveCheckpoints(Checkpoint):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(temporary)
+            _flush(temporary)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
             _remove(temporary)
             free = shutil.disk_usage(self.context.folder).free / 2**20
@@ -93,6 +96,13 @@ class SaveCheckpoints(Checkpoint):
             for old in checkpoints(self.context.folder)[: -self.keep] if self.keep else []:
                 _remove(old)
         trainer.strategy.barrier()
+
+
+def _flush(path: Path) -> None:
+    """Make sure a file is on the disk before it gets its name."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _remove(path: Path) -> None:
