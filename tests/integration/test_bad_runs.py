@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from regimen.training.callbacks.checkpoint import checkpoints
@@ -71,9 +72,10 @@ def test_another_version_must_be_accepted(regimen: CommandLine, tmp_path: Path) 
 EXPLODES = ("optimizer.lr=1e30", "trainer.gradient_clip_val=null", "optimizer.schedule.warmup=0")
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(regimen: CommandLine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["natural", "loss_weighting", "odm"])
+def test_a_loss_that_is_not_a_number_stops_the_run(method: str, regimen: CommandLine, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = regimen.small("train", *EXPLODES, f"run_dir={folder}", "trainer.save_every_steps=1")
+    done = regimen.small("train", f"method={method}", *EXPLODES, f"run_dir={folder}", "trainer.save_every_steps=1")
     assert done.status == 1 and "Traceback" not in done.err
     assert "error: the loss is not a number at step 2" in done.err
     assert "8 of 8 rows, ids [" in done.err and "domains code, prose, sums" in done.err

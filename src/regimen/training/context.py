@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from regimen.core.errors import RunError
 from regimen.core.index import PoolIndex
 from regimen.signals.board import SignalBoard
 from regimen.training.cost import CostClock
@@ -92,3 +93,17 @@ def gathered(trainer: pl.Trainer, local: Tensor) -> Tensor:
     everyone = [torch.empty_like(local) for _ in range(trainer.world_size)]
     torch.distributed.all_gather(everyone, local)
     return torch.cat(everyone).cpu()
+
+
+def refuse_nan(index: PoolIndex, step: int, ids: Tensor, losses: Tensor) -> None:
+    """Raises RunError, with the rows `ids` (n,) to blame, where one of `losses` (n,) is not a finite number."""
+    bad = ~torch.isfinite(losses)
+    if not bool(bad.any()):
+        return
+    names = sorted({index.domains[k] for k in index.domain_of(ids[bad]).tolist()})
+    raise RunError(
+        f"the loss is not a number at step {step}",
+        got=f"{int(bad.sum())} of {len(bad)} rows, ids {ids[bad][:8].tolist()}, domains {', '.join(names)}",
+        do="lower optimizer.lr, set trainer.gradient_clip_val=1.0 or trainer.precision=32-true, or look at these rows; "
+        "checkpoints from before this step are kept",
+    )

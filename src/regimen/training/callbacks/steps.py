@@ -8,8 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from regimen.core.errors import RunError
-from regimen.training.context import RunContext, Step, at_boundary, gathered
+from regimen.training.context import RunContext, Step, at_boundary, gathered, refuse_nan
 from regimen.training.cost import BACKWARD
 from regimen.training.loader import Batch
 from regimen.training.module import LanguageModule
@@ -37,22 +36,10 @@ class GatherSteps(pl.Callback):
         domain, tokens = index.domain_of(ids), index.tokens_of(ids)
         context.step = Step(trainer.global_step, ids, domain, tokens, sums=values[:, 0], weights=values[:, 1])
         self._charge(pl_module, float(tokens.sum()), batch.inputs.shape[1])
-        self._refuse_nan(context.step)
+        refuse_nan(index, trainer.global_step, ids, values[:, 0])
         context.drain_stream_warnings(trainer, trainer.global_step)
 
     def _charge(self, module: pl.LightningModule, tokens: float, width: int) -> None:
         assert isinstance(module, LanguageModule)
         flops = tokens * module.forward_flops(width) * (1 + BACKWARD)
         self.context.clock.add("training", tokens=tokens, flops=flops)
-
-    def _refuse_nan(self, step: Step) -> None:
-        bad = ~torch.isfinite(step.sums)
-        if not bool(bad.any()):
-            return
-        names = sorted({self.context.index.domains[k] for k in step.domain[bad].tolist()})
-        raise RunError(
-            f"the loss is not a number at step {step.number}",
-            got=f"{int(bad.sum())} of {len(bad)} rows, ids {step.ids[bad][:8].tolist()}, domains {', '.join(names)}",
-            do="lower optimizer.lr, set trainer.gradient_clip_val=1.0 or trainer.precision=32-true, or look at these "
-            "rows; checkpoints from before this step are kept",
-        )

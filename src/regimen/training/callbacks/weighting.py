@@ -18,7 +18,7 @@ from regimen.core.seeding import generator
 from regimen.core.strategy import WeighedBatch, Weighter
 from regimen.training.callbacks import summaries
 from regimen.training.callbacks.strategies import StrategyCallback
-from regimen.training.context import RunContext, gathered
+from regimen.training.context import RunContext, gathered, refuse_nan
 from regimen.training.loader import Batch
 from regimen.training.module import LanguageModule
 
@@ -90,6 +90,7 @@ class WeightingCallback(StrategyCallback[Weighter]):
             generator=generator(self.context.seed, self.name, step),
         )
         losses = losses.detach().cpu()
+        refuse_nan(index, step + 1, ids, losses)
         return self.strategy.checked(self.strategy.weigh(self.state, losses, batch), losses)
 
     def on_train_batch_end(
