@@ -2,9 +2,9 @@
 
     python benchmarks/harness.py [--model tiny] [--repeats 5] [--steps 8] [--json out.json]
 
-Step times are CPU seconds of this process (`time.process_time`) with one torch thread, the median over the steps of
-all repeats; the subjects take turns, so that a busy machine slows all alike. Latencies of whole commands are wall
-seconds, the best of three.
+Step times are CPU seconds of this process (`time.process_time`) with one torch thread, the median over the steps of a
+run. A ratio is of two runs that follow each other, so that a busy machine slows both alike; the table shows its median
+over the repeats, the least and the greatest. Latencies of whole commands are wall seconds, the best of three.
 """
 
 from __future__ import annotations
@@ -117,26 +117,28 @@ def bare_steps(settings: dict[str, Any]) -> list[float]:
     return seconds[1:]
 
 
-def step_ratios(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Median step times: the bare loop, natural, and each method, taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in ("bare", "natural", *METHODS)}
+def step_ratios(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Median step times in pairs: natural right after the bare loop, each method right after natural."""
     extra = {
-        "loss_selection": ["strategies.loss_selection.candidates=64", "strategies.loss_selection.count=16"],
+        "loss_selection": ["strategies.loss_selection.candidates=128", "strategies.loss_selection.count=64"],
         "topk": ["strategies.topk.candidates=128", "strategies.topk.ratio=0.5"],
     }
+
+    def step(method: str) -> float:
+        settings = settings_of(options, folder, f"method={method}", *extra.get(method, []))
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            return statistics.median(regimen_steps(settings, Path(name)))
+
+    ratios: dict[str, list[float]] = {}
+    naturals = []
     for repeat in range(options.repeats):
-        for name in times:
-            if name == "bare":
-                times[name] += bare_steps(settings_of(options, folder))
-            else:
-                settings = settings_of(options, folder, f"method={name}", *extra.get(name, []))
-                run_folder = folder / f"{name}-{repeat}"
-                run_folder.mkdir()
-                times[name] += regimen_steps(settings, run_folder)
-            print(
-                f"repeat {repeat + 1}/{options.repeats} {name}: {statistics.median(times[name]):.4f}", file=sys.stderr
-            )
-    return {name: statistics.median(values) for name, values in times.items()}
+        bare, natural = statistics.median(bare_steps(settings_of(options, folder))), step("natural")
+        naturals.append(natural)
+        ratios.setdefault("regimen / bare PyTorch loop", []).append(natural / bare)
+        for method in METHODS:
+            ratios.setdefault(f"{method} / natural", []).append(step(method) / step("natural"))
+        print(f"repeat {repeat + 1} of {options.repeats}", file=sys.stderr)
+    return {"ratios": {name: sorted(values) for name, values in ratios.items()}, "step": statistics.median(naturals)}
 
 
 def loader_times(options: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -172,7 +174,7 @@ def latencies(folder: Path) -> dict[str, float]:
         help_seconds.append(time.perf_counter() - start)
         target = folder / f"latency-{attempt}"
         start = time.perf_counter()
-        wanted = [f"run_dir={target}", "budget.steps=1", "evaluation.at=[1]", "trainer.progress=none"]
+        wanted = [f"run_dir={target}", "budget.steps=2", "evaluation.at=[1]", "trainer.progress=none"]
         process = subprocess.Popen([*command, "train", *wanted], stderr=subprocess.PIPE)
         while '"split": "train"' not in _text(target / "metrics.jsonl"):
             if process.poll() not in (None, 0):
@@ -191,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -201,11 +203,12 @@ def main() -> None:
         make_pool(settings_of(options, folder), progress=True)
         times = step_ratios(options, folder)
         loader, waits = loader_times(options, folder), latencies(folder)
-    natural = times["natural"]
-    ratios = {"regimen / bare PyTorch loop": natural / times["bare"]}
-    ratios |= {f"{m} / natural": times[m] / natural for m in METHODS}
+    natural, ratios = times["step"], times["ratios"]
     batch = loader["tokens of a batch"]
-    rows = [(name, f"{value:.3f}", f"<= {GOALS[name]}" if name in GOALS else "") for name, value in ratios.items()]
+    rows = [
+        (name, f"{statistics.median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f})", f"<= {GOALS.get(name, '-')}")
+        for name, values in ratios.items()
+    ]
     rows += [
         ("loader, part of a step", f"{batch / natural:.5f}", "< 0.01"),
         ("index a million rows", f"{loader['index 1e6 rows']:.3f} s", "< 1 s"),
@@ -217,7 +220,7 @@ def main() -> None:
     print(f"| measure ({machine()['cpu']}, 1 thread) | value | goal |\n|---|---|---|")
     print("\n".join(f"| {name} | {value} | {goal} |" for name, value, goal in rows))
     if options.json:
-        told = {"machine": machine(), "steps": times, "ratios": ratios, "loader": loader, "latency": waits}
+        told = {"machine": machine(), "steps": times, "loader": loader, "latency": waits}
         options.json.write_text(json.dumps(told, indent=1))
 
 
