@@ -4,7 +4,8 @@
 
 Step times are CPU seconds of this process (`time.process_time`) with one torch thread, the median over the steps of a
 run. A ratio is of two runs that follow each other, so that a busy machine slows both alike; the table shows its median
-over the repeats, the least and the greatest. Latencies of whole commands are wall seconds, the best of three.
+over the repeats, the least and the greatest. The own share is what the hooks of the strategy itself take of a step;
+on a shared machine it is far below what ratios can tell. Latencies of whole commands are wall seconds, the best of three.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from regimen.runs.run import Run
 from regimen.runs.summary import machine
 from regimen.runs.train import quiet_libraries
 from regimen.training.callbacks.checkpoint import SaveCheckpoints
+from regimen.training.callbacks.strategies import StrategyCallback
+from regimen.training.callbacks.weighting import WeightingCallback
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -70,6 +73,27 @@ class StepClock(pl.Callback):
         self._last = now
 
 
+class OwnTime:
+    """CPU seconds spent inside the hooks of a run's strategies, the decision before training left out."""
+
+    def __init__(self, run: Run) -> None:
+        self.seconds = 0.0
+        for callback in run.trainer.callbacks:
+            if isinstance(callback, StrategyCallback):
+                callback.on_train_batch_end = self._timed(callback.on_train_batch_end)  # type: ignore[method-assign]
+            if isinstance(callback, WeightingCallback):
+                callback.weigh = self._timed(callback.weigh)  # type: ignore[method-assign]
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_call(*given: Any) -> Any:
+            start = time.process_time()
+            result = call(*given)
+            self.seconds += time.process_time() - start
+            return result
+
+        return timed_call
+
+
 def settings_of(options: argparse.Namespace, folder: Path, *overrides: str) -> dict[str, Any]:
     from tests.support.runs import compose_settings
 
@@ -78,18 +102,19 @@ def settings_of(options: argparse.Namespace, folder: Path, *overrides: str) -> d
     return compose_settings(*common, "trainer.save_every_minutes=null", *overrides)
 
 
-def regimen_steps(settings: dict[str, Any], folder: Path) -> list[float]:
-    """Step times of `regimen train`, without the evaluation and save at its end."""
+def regimen_steps(settings: dict[str, Any], folder: Path) -> tuple[list[float], float]:
+    """Step times of `regimen train`, without the evaluation and save at its end; and of these the strategies' own."""
     pool = make_pool(settings, progress=False)
     run = Run(settings, folder, Attempt("begin", None, "benchmark"), pool, None, 0)
     clock = StepClock()
     run.evaluate.steps = set()
     kept = [c for c in run.trainer.callbacks if not isinstance(c, SaveCheckpoints)]
     run.trainer.callbacks[:] = [*kept, clock]
+    own = OwnTime(run)
     run._open_folder()
     run.trainer.fit(run.module, run.context.loader)
     gc.collect()  # a trainer and its callbacks refer to each other
-    return clock.seconds[1:]
+    return clock.seconds[1:], own.seconds / run.experiment.steps
 
 
 def bare_steps(settings: dict[str, Any]) -> list[float]:
@@ -124,10 +149,14 @@ def step_ratios(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "topk": ["strategies.topk.candidates=128", "strategies.topk.ratio=0.5"],
     }
 
+    shares: dict[str, list[float]] = {}
+
     def step(method: str) -> float:
         settings = settings_of(options, folder, f"method={method}", *extra.get(method, []))
         with tempfile.TemporaryDirectory(dir=folder) as name:
-            return statistics.median(regimen_steps(settings, Path(name)))
+            seconds, own = regimen_steps(settings, Path(name))
+        shares.setdefault(f"{method} / natural", []).append(own / statistics.median(seconds))
+        return statistics.median(seconds)
 
     ratios: dict[str, list[float]] = {}
     naturals = []
@@ -138,7 +167,9 @@ def step_ratios(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for method in METHODS:
             ratios.setdefault(f"{method} / natural", []).append(step(method) / step("natural"))
         print(f"repeat {repeat + 1} of {options.repeats}", file=sys.stderr)
-    return {"ratios": {name: sorted(values) for name, values in ratios.items()}, "step": statistics.median(naturals)}
+    own = {name: statistics.median(values) for name, values in shares.items()}
+    ordered = {name: sorted(values) for name, values in ratios.items()}
+    return {"ratios": ordered, "own": own, "step": statistics.median(naturals)}
 
 
 def loader_times(options: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -206,19 +237,24 @@ def main() -> None:
     natural, ratios = times["step"], times["ratios"]
     batch = loader["tokens of a batch"]
     rows = [
-        (name, f"{statistics.median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f})", f"<= {GOALS.get(name, '-')}")
+        (
+            name,
+            f"{statistics.median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f})",
+            f"{times['own'][name]:.2%}" if name in times["own"] else "",
+            f"<= {GOALS[name]}" if name in GOALS else "",
+        )
         for name, values in ratios.items()
     ]
     rows += [
-        ("loader, part of a step", f"{batch / natural:.5f}", "< 0.01"),
-        ("index a million rows", f"{loader['index 1e6 rows']:.3f} s", "< 1 s"),
-        ("ids of a mixed batch of 8", f"{loader['ids of a mixed batch'] * 1e3:.3f} ms", ""),
-        ("command to first step", f"{waits['command to first step']:.1f} s", "< 8 s"),
-        ("regimen --help", f"{waits['regimen --help']:.2f} s", "about 1 s"),
-        (f"CPU seconds per step, {options.model}, 8 x 128 tokens", f"{natural:.3f}", ""),
+        ("loader, part of a step", f"{batch / natural:.5f}", "", "< 0.01"),
+        ("index a million rows", f"{loader['index 1e6 rows']:.3f} s", "", "< 1 s"),
+        ("ids of a mixed batch of 8", f"{loader['ids of a mixed batch'] * 1e3:.3f} ms", "", ""),
+        ("command to first step", f"{waits['command to first step']:.1f} s", "", "< 8 s"),
+        ("regimen --help", f"{waits['regimen --help']:.2f} s", "", "about 1 s"),
+        (f"CPU seconds per step, {options.model}, 8 x 128 tokens", f"{natural:.3f}", "", ""),
     ]
-    print(f"| measure ({machine()['cpu']}, 1 thread) | value | goal |\n|---|---|---|")
-    print("\n".join(f"| {name} | {value} | {goal} |" for name, value, goal in rows))
+    print(f"| measure ({machine()['cpu']}, 1 thread) | value | own share of a step | goal |\n|---|---|---|---|")
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
     if options.json:
         told = {"machine": machine(), "steps": times, "loader": loader, "latency": waits}
         options.json.write_text(json.dumps(told, indent=1))
