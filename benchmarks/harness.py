@@ -5,7 +5,7 @@
 Step times are CPU seconds of this process (`time.process_time`) with one torch thread, the median over the steps of a
 run. A ratio is of two runs that follow each other, so that a busy machine slows both alike; the table shows its median
 over the repeats, the least and the greatest. The own share is what the hooks of the strategy itself take of a step;
-on a shared machine it is far below what ratios can tell. Latencies of whole commands are wall seconds, the best of three.
+on a shared machine it is far below what ratios can tell. Latencies of whole commands are wall seconds, best of three.
 """
 
 from __future__ import annotations
