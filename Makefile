@@ -20,8 +20,8 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not slurm"
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 
 bench: $(STAMP)

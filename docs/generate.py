@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def paper(method: dict[str, Any]) -> str:
-    """arXiv numbers that the file or the module's docstring names."""
+    """Links to the papers whose arXiv numbers the file or the module's docstring names."""
     sources = [method["text"], *(inspect.getmodule(c).__doc__ or "" for c in method["classes"])]
     found = [n for source in sources for n in re.findall(r"\b\d{4}\.\d{5}\b", source)]
     return ", ".join(f"[{n}](https://arxiv.org/abs/{n})" for n in dict.fromkeys(found)) or "-"
@@ -37,6 +37,11 @@ def proof(name: str) -> str:
     """The reference test of a method, linked."""
     test = ROOT / "tests" / "reference" / f"test_{name}.py"
     return f"[test]({test.relative_to(ROOT)})" if test.is_file() else "contract tests only"
+
+
+def status(name: str) -> str:
+    """Told honestly: a method without a reference test runs and resumes, and nothing says that it is right."""
+    return "complete" if (ROOT / "tests" / "reference" / f"test_{name}.py").is_file() else "runs, unproven"
 
 
 def card(method: dict[str, Any]) -> str:
@@ -54,11 +59,11 @@ def table(methods: list[dict[str, Any]]) -> str:
     """The table of methods, by kind."""
     order = ("selector", "mixer", "orderer", "weighter")
     rows = sorted(methods, key=lambda m: ([order.index(c.kind) for c in m["classes"]], m["name"]))
-    lines = ["| method | kind | what it does | paper | proven by |", "|---|---|---|---|---|"]
+    lines = ["| method | kind | what it does | paper | proven by | status |", "|---|---|---|---|---|---|"]
     for m in rows:
         kinds = ", ".join(c.kind for c in m["classes"])
         link = f"[`{m['name']}`](docs/methods/{m['name']}.md)"
-        lines.append(f"| {link} | {kinds} | {m['summary']} | {paper(m)} | {proof(m['name'])} |")
+        lines.append(f"| {link} | {kinds} | {m['summary']} | {paper(m)} | {proof(m['name'])} | {status(m['name'])} |")
     return "\n".join(lines)
 
 
