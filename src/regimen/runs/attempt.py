@@ -34,16 +34,6 @@ class Attempt:
     token: str
 
 
-def global_rank() -> int:
-    """The rank of this process before any trainer exists, from what launchers set."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name == "SLURM_PROCID" and int(os.environ.get("SLURM_NTASKS", "1")) == 1:
-            continue  # an interactive shell on a cluster
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
-
-
 def launch_token(job: int) -> str:
     """The same on every rank of one launch of job number `job`, and on no other launch."""
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -17,6 +17,7 @@ from regimen.core.errors import ConfigError, RegimenError
 from regimen.core.settings import LAYOUT, is_under
 from regimen.runs import validate
 from regimen.runs.identity import run_folder, run_name, sweep_name
+from regimen.runs.ranks import global_rank
 
 _SWEEP = "REGIMEN_SWEEP"
 
@@ -72,8 +73,6 @@ def run(command: str, config: DictConfig) -> None:
 
 def speaks() -> bool:
     """Whether this process talks to the user: one rank does, even where all stop for the same reason."""
-    from regimen.runs.attempt import global_rank
-
     return global_rank() == 0
 
 

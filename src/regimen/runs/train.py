@@ -16,8 +16,9 @@ import filelock
 from regimen.core.errors import ConfigError, RegimenError
 from regimen.data.pool import Pool
 from regimen.runs import summary
-from regimen.runs.attempt import Attempt, await_decision, decide, global_rank, launch_token, refuse
+from regimen.runs.attempt import Attempt, await_decision, decide, launch_token, refuse
 from regimen.runs.experiment import make_pool
+from regimen.runs.ranks import global_rank
 from regimen.runs.run import Run
 from regimen.training.files import disk_errors
 
