@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from regimen.core.errors import ConfigError, closest
+from regimen.core.files import write_atomically
 from regimen.reports.compare import Comparison, Metric, compare
 from regimen.reports.content import make_report
 from regimen.reports.groups import Section, split_sections, with_baseline
@@ -35,7 +34,7 @@ def write_report(paths: Sequence[Path | str], *, out: Path | str | None, baselin
         "report.html": render_page(report),
     }
     for name, text in texts.items():
-        _write(target / name, text)
+        write_atomically(target / name, text)
     return target / "report.html"
 
 
@@ -80,19 +79,6 @@ def parse_metric(metric: str, runs: Sequence[Run]) -> Metric:
             f"this metric is not in the runs{closest(metric, known)}",
             got=metric,
             allowed=f"<column>/<measure> with a column of {columns} and a measure of {', '.join(MEASURES)}",
-            do="--metric macro/bits_per_byte",
+            do="metric=macro/bits_per_byte",
         )
     return Metric(column=column, measure=measure)
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes beside the target and renames, so that a reader never sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

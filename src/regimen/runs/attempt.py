@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from regimen import __version__
 from regimen.core.errors import ConfigError, RunError
+from regimen.core.files import write_json
 from regimen.training.callbacks.checkpoint import checkpoints
-from regimen.training.files import write_json
 
 Action = Literal["begin", "resume", "skip", "refuse"]
 _TOKEN = "REGIMEN_ATTEMPT"

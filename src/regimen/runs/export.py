@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from regimen.core.errors import ConfigError, RunError
+from regimen.core.files import write_json
 from regimen.core.stream import Stream
 from regimen.data.pool import Pool
 from regimen.runs.experiment import make_pool
 from regimen.runs.models import make_model
 from regimen.runs.summary import fingerprints
 from regimen.training.callbacks.checkpoint import checkpoints
-from regimen.training.files import write_json
 from regimen.training.tensors import internalise
 
 _MODEL = "model."  # the name of the model inside the Lightning module

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from regimen.core.errors import ConfigError, RegimenError, RunError
+from regimen.core.files import JsonLines, cut_json_lines, write_atomically, write_json
 from regimen.data.pool import Pool
 from regimen.runs import summary
 from regimen.runs.attempt import Attempt
@@ -29,7 +30,6 @@ from regimen.training.callbacks.strategies import MixingCallback, OrderingCallba
 from regimen.training.callbacks.weighting import WeightingCallback
 from regimen.training.context import RunContext
 from regimen.training.cost import CostClock
-from regimen.training.files import JsonLines, cut_json_lines, write_atomically, write_json
 from regimen.training.loader import PlannedLoader
 from regimen.training.module import LanguageModule, Objective
 from regimen.training.sweep import Sweeper

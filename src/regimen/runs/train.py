@@ -14,13 +14,13 @@ from typing import Any
 import filelock
 
 from regimen.core.errors import ConfigError, RegimenError
+from regimen.core.files import disk_errors
 from regimen.data.pool import Pool
 from regimen.runs import summary
 from regimen.runs.attempt import Attempt, await_decision, decide, launch_token, refuse
 from regimen.runs.experiment import make_pool
 from regimen.runs.ranks import global_rank
 from regimen.runs.run import Run
-from regimen.training.files import disk_errors
 
 _jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 

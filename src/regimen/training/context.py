@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import RunError
+from regimen.core.files import JsonLines
 from regimen.core.index import PoolIndex
 from regimen.signals.board import SignalBoard
 from regimen.training.cost import CostClock
-from regimen.training.files import JsonLines
 from regimen.training.loader import PlannedLoader
 
 

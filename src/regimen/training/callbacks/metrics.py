@@ -15,9 +15,9 @@ import psutil
 import pytorch_lightning as pl
 import torch
 
+from regimen.core.files import JsonLines, cut_json_lines, disk_errors, read_json_lines, write_atomically
 from regimen.training.callbacks import summaries
 from regimen.training.context import RunContext, Step
-from regimen.training.files import JsonLines, cut_json_lines, disk_errors, read_json_lines, write_atomically
 from regimen.training.module import LanguageModule
 
 _TRAIN = [
