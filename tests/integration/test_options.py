@@ -87,6 +87,7 @@ def test_a_pretrained_model_goes_on_from_its_weights(corpus: Path, home: Path, p
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's compiler uses what torch deprecates
 def test_a_compiled_model_trains_alike(corpus: Path, home: Path, plain: Path, tmp_path: Path) -> None:
     compiled = run(corpus, home, "model.compile=true", f"run_dir={tmp_path}/run")
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-4)
