@@ -74,11 +74,16 @@ class Metrics(pl.Callback):
     def __init__(self, context: RunContext, files: MetricFiles) -> None:
         self.context, self.files = context, files
         self._process = psutil.Process()
-        self._started = 0.0
+        self._started, self._trained = 0.0, 0.0
         self._lr = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()  # before the first evaluation, which is taken out of training again
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now = time.perf_counter()  # a resumed clock stands at what it cost before; what came since is set-up
+        self.context.clock.add("training", seconds=now - self._started)
+        self._started, self._trained = now, self.context.clock.charges["training"].seconds
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
@@ -90,8 +95,9 @@ class Metrics(pl.Callback):
         if step is None:
             return
         now = time.perf_counter()
-        seconds, self._started = now - self._started, now
-        self.context.clock.add("training", seconds=seconds)
+        self.context.clock.add("training", seconds=now - self._started)
+        trained = self.context.clock.charges["training"].seconds  # without measuring, evaluating and saving
+        seconds, self._started, self._trained = trained - self._trained, now, trained
         assert isinstance(pl_module, LanguageModule)
         row = self._row(pl_module, step, seconds)
         if trainer.is_global_zero:
@@ -112,7 +118,7 @@ class Metrics(pl.Callback):
             "loss": float(step.sums.sum() / step.tokens.sum().clamp(min=1)),
             "lr": self._lr,
             "gradient_norm": None if norm is None else float(norm),
-            "tokens_per_second": round(float(step.tokens.sum()) / seconds, 1),
+            "tokens_per_second": round(float(step.tokens.sum()) / max(seconds, 1e-9), 1),
             "memory_mb": round(self._memory(), 1),
             "effective_sample_size": summaries.effective_share(step.weights),
             "batch": f"{zlib.crc32(step.ids.numpy().tobytes()):08x}",
