@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,13 @@ Array = NDArray[np.float64]
 def decision_figures(comparison: Comparison, *, key: str) -> list[Drawing]:
     """The figures of every arm that decided something, arm by arm."""
     drawings = []
+    shown = _shown(comparison)
     for number, result in enumerate(comparison.results):
         arm, name = result.arm, f"{key}{number}"
         if mixture := mixture_of(arm):
-            drawings.append(_mixture(arm.label, mixture, key=f"{name}m"))
+            drawings.append(_mixture(arm.label, mixture, shown, key=f"{name}m"))
         if order := order_of(arm):
-            drawings.append(_order(arm.label, order, key=f"{name}o"))
+            drawings.append(_order(arm.label, order, shown, key=f"{name}o"))
         if selection := selection_of(arm):
             drawings.append(_selection(arm.label, selection, key=f"{name}s"))
         if weights := weights_of(arm):
@@ -58,21 +59,37 @@ def _seeds(number: int) -> str:
     return f"Mean over {count(number, 'seed')}." if number > 1 else "One seed."
 
 
-def fold(shares: Mapping[str, Any]) -> dict[str, Any]:
-    """At most eight domains by name, the largest ones; the rest summed as one."""
+def _shown(comparison: Comparison) -> list[str]:
+    """The domains that have a colour, the same in every figure: all of them, or the largest of the pool."""
+    for result in comparison.results:
+        if (mixture := mixture_of(result.arm)) and mixture.natural:
+            return leading(mixture.natural)
+    for result in comparison.results:
+        if order := order_of(result.arm):
+            return leading(order.groups[0].domains)
+    return []
+
+
+def leading(shares: Mapping[str, Any]) -> list[str]:
+    """At most eight domains by name: all, or the seven largest where there are more."""
     if len(shares) <= HUES:
-        return dict(sorted(shares.items()))
-    largest = sorted(shares, key=lambda name: (-float(np.mean(shares[name])), name))[: HUES - 1]
-    rest = sum(np.asarray(value, dtype=float) for name, value in shares.items() if name not in largest)
-    return {**{name: shares[name] for name in sorted(largest)}, OTHER: rest}
+        return sorted(shares)
+    return sorted(sorted(shares, key=lambda name: (-float(np.mean(shares[name])), name))[: HUES - 1])
+
+
+def fold(shares: Mapping[str, Any], shown: Sequence[str]) -> dict[str, Any]:
+    """The shares of the domains `shown`, in that order; the rest summed as one."""
+    rest = [np.asarray(value, dtype=float) for name, value in shares.items() if name not in shown]
+    named = {name: shares[name] for name in shown if name in shares}
+    return {**named, OTHER: sum(rest)} if rest else named
 
 
 def _pens(names: list[str]) -> dict[str, Pen]:
     return {name: Pen(hue=9) if name == OTHER else pen for name, pen in domain_pens(names).items()}
 
 
-def _mixture(label: str, mixture: Mixture, *, key: str) -> Drawing:
-    decided = fold(mixture.decided)
+def _mixture(label: str, mixture: Mixture, shown: Sequence[str], *, key: str) -> Drawing:
+    decided = fold(mixture.decided, shown)
     pens = _pens(list(decided))
     ends = [("in the pool", mixture.natural), ("realised", mixture.realised)]
     widths = [0.17 if ends[0][1] else 0.001, 1.0, 0.17 if ends[1][1] else 0.001]
@@ -133,14 +150,17 @@ def _share_axis(axes: Any, *, labelled: bool) -> None:
         spine.set_visible(False)
 
 
-def _order(label: str, order: Order, *, key: str) -> Drawing:
+def _order(label: str, order: Order, shown: Sequence[str], *, key: str) -> Drawing:
     whole = order.groups[0] if len(order.groups) == 1 else None
     more = f" The first of {order.decisions} decisions is shown." if order.decisions > 1 else ""
-    return _one_order(label, order, whole, more, key) if whole else _orders_by_group(label, order, more, key)
+    if whole:
+        return _one_order(label, order, whole, fold(whole.domains, shown), more, key)
+    return _orders_by_group(label, order, shown, more, key)
 
 
-def _one_order(label: str, order: Order, group: OrderedGroup, more: str, key: str) -> Drawing:
-    shares = fold(group.domains)
+def _one_order(
+    label: str, order: Order, group: OrderedGroup, shares: Mapping[str, Any], more: str, key: str
+) -> Drawing:
     pens = _pens(list(shares))
     panels = [*([0.8] if group.scores is not None else []), *([1.0] if shares else [])]
     with canvas(1.1 + 1.25 * len(panels), panels=panels or [1.0]) as (figure, axes):
@@ -169,9 +189,10 @@ def _one_order(label: str, order: Order, group: OrderedGroup, more: str, key: st
         )
 
 
-def _orders_by_group(label: str, order: Order, more: str, key: str) -> Drawing:
+def _orders_by_group(label: str, order: Order, shown: Sequence[str], more: str, key: str) -> Drawing:
     scored = {group.name: group.scores for group in order.groups if group.scores is not None}
-    pens = domain_pens(list(scored))
+    named = domain_pens(shown)
+    pens = {name: named.get(name, Pen(hue=HUES + 1)) for name in scored}
     with canvas(3.1) as (figure, axes):
         for name, scores in scored.items():
             axes[0].plot(_middles(len(scores)), scores, color=pens[name].color)

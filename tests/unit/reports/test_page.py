@@ -12,7 +12,7 @@ import pytest
 from synthetic_runs import write_grid, write_run
 
 from regimen.reports import build
-from regimen.reports.decision_figures import OTHER, fold
+from regimen.reports.decision_figures import OTHER, fold, leading
 from regimen.reports.drawing import canvas, to_svg
 from regimen.reports.markdown import plain
 from regimen.reports.wording import duration, fixed, p_value, percent, si
@@ -131,9 +131,16 @@ def test_markdown_has_the_findings_and_tables(page):
 
 def test_many_domains_are_folded():
     shares = {f"d{i:02d}": [i / 105] for i in range(15)}
-    folded = fold(shares)
+    folded = fold(shares, leading(shares))
     assert list(folded) == [f"d{i:02d}" for i in range(8, 15)] + [OTHER]
     assert sum(float(value[0]) for value in folded.values()) == pytest.approx(1.0)
+
+
+def test_a_domain_has_the_same_place_in_every_figure():
+    """Whatever a method makes of the shares, the pool decides which domains are named, and so their colours."""
+    pool = {f"d{i}": [i + 1.0] for i in range(12)}
+    turned = {name: [13.0 - value[0]] for name, value in pool.items()}
+    assert list(fold(turned, leading(pool))) == list(fold(pool, leading(pool)))
 
 
 @pytest.mark.parametrize(
