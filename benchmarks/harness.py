@@ -44,19 +44,17 @@ from regimen.training.callbacks.weighting import WeightingCallback
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-METHODS = (
-    "odm",
-    "loss_weighting",
-    "folding",
-    "zigzag",
-    "saw",
-    "sorted",
-    "temperature",
-    "unimax",
-    "topk",
-    "loss_selection",
-)
-GOALS = {"regimen / bare PyTorch loop": 1.03, **{f"{m} / natural": 1.02 for m in METHODS if m != "loss_selection"}}
+METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml") if path.stem != "natural")
+ORDERS = ("folding", "saw", "segment", "shuffle", "sorted", "stair", "zigzag")
+GOALS = {
+    "regimen / bare PyTorch loop": 1.03,
+    **{f"{method} / natural": 1.02 for method in ("odm", "loss_weighting", *ORDERS)},
+}
+EXTRA = {  # what a method needs here, and small measurements before training: they are not part of a step
+    "fixed": ["strategies.fixed.weights={cpp: 0.2, docstrings: 0.2, markup: 0.2, prose: 0.2, python: 0.2}"],
+    "loss_selection": ["strategies.loss_selection.candidates=128", "strategies.loss_selection.count=64"],
+    "topk": ["strategies.topk.candidates=128", "strategies.topk.ratio=0.5"],
+}
 
 
 class StepClock(pl.Callback):
@@ -144,15 +142,10 @@ def bare_steps(settings: dict[str, Any]) -> list[float]:
 
 def step_ratios(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Median step times in pairs: natural right after the bare loop, each method right after natural."""
-    extra = {
-        "loss_selection": ["strategies.loss_selection.candidates=128", "strategies.loss_selection.count=64"],
-        "topk": ["strategies.topk.candidates=128", "strategies.topk.ratio=0.5"],
-    }
-
     shares: dict[str, list[float]] = {}
 
     def step(method: str) -> float:
-        settings = settings_of(options, folder, f"method={method}", *extra.get(method, []))
+        settings = settings_of(options, folder, f"method={method}", *EXTRA.get(method, []))
         with tempfile.TemporaryDirectory(dir=folder) as name:
             seconds, own = regimen_steps(settings, Path(name))
         shares.setdefault(f"{method} / natural", []).append(own / statistics.median(seconds))

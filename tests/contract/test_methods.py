@@ -74,8 +74,9 @@ def test_every_hyper_parameter_is_spelled_out(method: str, corpus: Path, home: P
 
 @pytest.mark.parametrize("method", [*METHODS, *COMPOSED])
 def test_a_resumed_run_is_the_same_run(method: str, corpus: Path, home: Path, tmp_path: Path) -> None:
-    """Bit for bit: losses, batches, decisions and weights, with dropout and evaluation in between."""
-    common = [*overrides_of(method), "+model.config.attention_dropout=0.1", "trainer.save_every_steps=1"]
+    """Bit for bit: losses, batches, decisions, weights, with dropout, accumulation and evaluation in between."""
+    common = ["trainer.micro_batch_size=4", *overrides_of(method)]  # accumulation; a composition may want more of it
+    common += ["+model.config.attention_dropout=0.1", "trainer.save_every_steps=1"]
     whole = run(corpus, home, *common, f"run_dir={tmp_path}/whole", "trainer.keep_checkpoints=null")
     saved = checkpoints(whole)
     assert [path.name for path in saved] == [f"step-{step:08d}.ckpt" for step in range(1, 9)]
