@@ -1,4 +1,4 @@
-"""The command line: `regimen train | prepare | check | report | export`.
+"""The command line: `regimen train | prepare | check | fit | report | export | store`.
 
 Only this module and what it needs to answer `--help` is imported at the start: torch, Lightning and the rest come in
 when a command needs them.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from regimen import __version__
 from regimen.core.errors import ConfigError, RegimenError, closest
+from regimen.core.settings import conf_dir
 
 USAGE = f"""regimen {__version__}: train language models under data methods, and compare the methods fairly
 
@@ -21,12 +22,15 @@ USAGE = f"""regimen {__version__}: train language models under data methods, and
   regimen prepare [dataset=... ...]        prepare the data that `train` with the same arguments would use
   regimen check [key=value ...]            compose, build and validate; print the plan and its cost; train nothing
   regimen report runs=FOLDER [open=true]   compare finished runs: report.html, report.md, report.csv
+  regimen fit law=LAW mixtures=CSV losses=CSV run_dir=DIR   predict losses from mixtures, and propose a mixture
   regimen export run=FOLDER to=DIR         Hugging Face model and tokenizer, chosen ids, mixture
+  regimen store [remove=KEY]               what finished stages left: why it is kept, how large; remove it
 
 Examples
   regimen train method=odm model=tiny dataset=local seed=3
   regimen train method=[folding,loss_weighting] budget.steps=200 strategies.folding.folds=5
   regimen train -m method=natural,uniform,odm,loss_selection seed=1,2,3
+  regimen train method=regmix stages=only proxy.runs=64    train what the method needs first, and stop
   regimen prepare dataset=jsonl dataset.path=corpus/
 
 Tab completion: eval "$(regimen -sc install=bash)"
@@ -40,6 +44,10 @@ REPORT = {
     "open": "true: open it in the browser",
 }
 EXPORT = {"run": "a finished run's folder", "to": "a new folder for the model, tokenizer, ids and mixture"}
+STORE = {
+    "remove": "keys separated by commas, or unused, unfinished, all",
+    "at": "the store; default: $REGIMEN_HOME/store, or ~/.cache/regimen/store",
+}
 INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
@@ -85,17 +93,12 @@ def _commands() -> dict[str, Callable[[list[str]], int]]:
         "check": lambda arguments: _composed("check", arguments),
         "report": _report,
         "export": _export,
+        "fit": _fit,
+        "store": _store,
     }
 
 
 # ---- commands that Hydra composes ------------------------------------------------------------------------------
-
-
-def conf_dir() -> Path:
-    """The configuration: inside the package in a wheel, beside `src` in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
 def _composed(command: str, arguments: list[str]) -> int:
@@ -134,8 +137,10 @@ def _complete() -> int:
     if os.environ.get("COMP_LINE", "").endswith(" "):
         words.append("")
     command = words[1] if len(words) > 2 else None
-    if "query=bash" in sys.argv and command in (None, "report", "export"):
-        known = {"report": REPORT, "export": EXPORT}
+    from regimen.runs.fit_command import FIT
+
+    known = {"report": REPORT, "export": EXPORT, "fit": FIT, "store": STORE}
+    if "query=bash" in sys.argv and (command is None or command in known):
         choices = [f"{key}=" for key in known[command]] if command else list(_commands())
         typed = words[-1] if len(words) > 1 else ""
         print("\n".join(choice for choice in choices if choice.startswith(typed)))
@@ -151,16 +156,16 @@ def _complete() -> int:
 # ---- commands with a few settings of their own -----------------------------------------------------------------
 
 
-def _settings(command: str, arguments: list[str], known: dict[str, str]) -> dict[str, str]:
-    """Parse key=value arguments. known: what each key means, for the errors and for --help."""
+def _settings(command: str, arguments: list[str], known: dict[str, str], *, also: str = "=") -> dict[str, str]:
+    """Parse key=value arguments. known: what each key means, for the errors and for --help. also: keys that begin so."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(f"regimen {command} " + " ".join(f"{key}=..." for key in known))
-        print("\n".join(f"  {key:<10} {meaning}" for key, meaning in known.items()))
+        print("\n".join(f"  {key:<13} {meaning}" for key, meaning in known.items()))
         raise SystemExit(0)
     settings = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or key not in known:
+        if not equals or (key not in known and not key.startswith(also)):
             raise ConfigError(
                 f"regimen {command} does not know {argument!r}{closest(key, known)}",
                 allowed=", ".join(f"{key}=..." for key in known),
@@ -195,3 +200,16 @@ def _export(arguments: list[str]) -> int:
 
     print(export(Path(settings["run"]), Path(settings["to"])))
     return 0
+
+
+def _store(arguments: list[str]) -> int:
+    settings = _settings("store", arguments, STORE)
+    from regimen.runs import store_command
+
+    return store_command.main(settings)
+
+
+def _fit(arguments: list[str]) -> int:
+    from regimen.runs import fit_command
+
+    return fit_command.main(_settings("fit", arguments, fit_command.FIT, also="law."))

@@ -13,9 +13,10 @@ import yaml
 
 from regimen.cli import conf_dir
 from regimen.core.strategy import KINDS
+from regimen.runs.handover import rehearsed, resolve
 from regimen.runs.strategies import make_strategies
 from regimen.training.callbacks.checkpoint import checkpoints
-from tests.support.runs import lines, run, settings_of, story, write_corpus
+from tests.support.runs import DOMAINS, lines, run, settings_of, story, write_corpus
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 # What a method cannot do without on any corpus.
@@ -35,10 +36,13 @@ COMPOSED = {
 }
 
 
-def overrides_of(method: str) -> list[str]:
+def overrides_of(method: str, corpus: Path, home: Path) -> list[str]:
     if method in COMPOSED:
         return COMPOSED[method]
-    return [f"method={method}", *NEEDED.get(method, []), *OFTEN.get(method, [])]
+    out = [f"method={method}", *NEEDED.get(method, []), *OFTEN.get(method, [])]
+    if method == "doremi_proxy":
+        out.append(f"strategies.doremi_proxy.reference={run(corpus, home, 'method=uniform')}")
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -58,15 +62,15 @@ def test_the_file_says_what_it_is(method: str) -> None:
     assert first == "# @package _global_"
     assert second.startswith("# ") and len(second) > 20, "the second line describes the method"
     content = yaml.safe_load(text) or {}
-    assert set(content) <= {"strategies", "stages"}
-    assert set(content.get("strategies", {})) <= {method}, "the strategy is named after its file"
+    assert set(content) <= {"strategies", "stages", "rounds", "proxy"}
+    assert list(content.get("strategies", {}))[:1] in ([], [method]), "the strategy is named after its file"
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_hyper_parameter_is_spelled_out(method: str, corpus: Path, home: Path) -> None:
     """So that each can be overridden without `+`, and --help shows it."""
-    settings = settings_of(corpus, home, *overrides_of(method))
-    for placed in make_strategies(settings["strategies"]):
+    settings = settings_of(corpus, home, *overrides_of(method, corpus, home))
+    for placed in make_strategies(resolve(settings["strategies"], rehearsed(DOMAINS))):
         given = set(settings["strategies"][placed.name]) - {"_target_", "when"}
         assert given == {field.name for field in dataclasses.fields(placed.strategy)}
         assert placed.kind in KINDS
@@ -75,7 +79,10 @@ def test_every_hyper_parameter_is_spelled_out(method: str, corpus: Path, home: P
 @pytest.mark.parametrize("method", [*METHODS, *COMPOSED])
 def test_a_resumed_run_is_the_same_run(method: str, corpus: Path, home: Path, tmp_path: Path) -> None:
     """Bit for bit: losses, batches, decisions, weights, with dropout, accumulation and evaluation in between."""
-    common = ["trainer.micro_batch_size=4", *overrides_of(method)]  # accumulation; a composition may want more of it
+    common = [
+        "trainer.micro_batch_size=4",
+        *overrides_of(method, corpus, home),
+    ]  # accumulation; a composition may want more of it
     common += ["+model.config.attention_dropout=0.1", "trainer.save_every_steps=1"]
     whole = run(corpus, home, *common, f"run_dir={tmp_path}/whole", "trainer.keep_checkpoints=null")
     saved = checkpoints(whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from regimen.core.index import PoolIndex
 from regimen.core.seeding import generator
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation
+from regimen.core.strategy import Observation, WeighedBatch
 from regimen.signals.loss import Loss
 
 LOSS = Loss()
@@ -50,4 +50,48 @@ def seeing(
         values={by: values},
         horizon=horizon,
         generator=generator(seed),
+    )
+
+
+def weighing(
+    domain: Sequence[int] | Tensor,
+    *,
+    tokens: Sequence[int] | Tensor | None = None,
+    values: Mapping[Signal, Tensor] | None = None,
+    index: PoolIndex | None = None,
+    step: int = 0,
+    total_steps: int = 100,
+) -> WeighedBatch:
+    """A global batch of rows 0, 1, ... of these domains, of one target token each if not given."""
+    owner = torch.as_tensor(domain, dtype=torch.int64)
+    ids = torch.arange(len(owner))
+    counts = torch.ones_like(ids) if tokens is None else torch.as_tensor(tokens, dtype=torch.int64)
+    if index is None:
+        index = index_of([max(len(ids), 1)] * (int(owner.max()) + 1 if len(owner) else 1))
+    domain_tokens = torch.zeros(len(index.domains), dtype=torch.float64).index_add_(0, owner, counts.double())
+    return WeighedBatch(
+        index=index,
+        ids=ids,
+        domain=owner,
+        tokens=counts,
+        domain_tokens=domain_tokens,
+        values=dict(values or {}),
+        step=step,
+        total_steps=total_steps,
+        generator=generator(0),
+    )
+
+
+def observing(batch: WeighedBatch, values: Mapping[Signal, Tensor] | None = None) -> Observation:
+    """What a weighter sees after the step on `batch`."""
+    return Observation(
+        step=batch.step + 1,
+        total_steps=batch.total_steps,
+        index=batch.index,
+        ids=batch.ids,
+        domain=batch.domain,
+        tokens=batch.tokens,
+        values={**batch.values, **(values or {})},
+        horizon=0,
+        generator=generator(0),
     )

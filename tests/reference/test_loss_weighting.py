@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regimen.core.seeding import generator
-from regimen.core.strategy import WeighedBatch
 from regimen.weighting.loss_weighting import NORMS, STRATEGIES, LossWeighting
+from tests.reference.observations import weighing
 
 GOLDENS = [
     ("linupper", 1.0, (0.123681, 0.203916, 0.336201, 0.336201)),
@@ -40,10 +39,7 @@ def weights_of(
     values = torch.as_tensor(losses, dtype=torch.float64)
     ids = torch.arange(len(values))
     weighter = LossWeighting(**{"r_schedule": "constant", **fields})  # type: ignore[arg-type]
-    batch = WeighedBatch(
-        ids=ids, domain=torch.zeros_like(ids), tokens=torch.ones_like(ids) if tokens is None else torch.tensor(tokens),
-        step=step, total_steps=total_steps, generator=generator(0),
-    )  # fmt: skip
+    batch = weighing(torch.zeros_like(ids), tokens=tokens, step=step, total_steps=total_steps)
     return weighter.checked(weighter.weigh(None, values, batch), values)
 
 
@@ -71,7 +67,7 @@ def test_mean_one_permutation_equivariant_and_detached(losses, strategy, norm, r
 def test_no_gradient_goes_through_the_weights():
     losses = torch.tensor([1.0, 2.0, 4.0], requires_grad=True)
     ids = torch.arange(3)
-    batch = WeighedBatch(ids=ids, domain=ids, tokens=ids + 1, step=0, total_steps=1, generator=generator(0))
+    batch = weighing([0, 0, 0], tokens=ids + 1)
     weights = LossWeighting().weigh(None, losses, batch)
     assert not weights.requires_grad
     assert weights.dtype == losses.dtype

@@ -1,6 +1,11 @@
-"""Which settings can change a result. What cannot is in no hash, binds no resume and makes no two runs differ."""
+"""Where the configuration is, and which settings can change a result.
+
+What cannot is in no hash, binds no resume and makes no two runs differ.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 LAYOUT = (
     *("logger", "paths", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
@@ -12,6 +17,7 @@ LAYOUT = (
 NOT_RESULT = (
     *LAYOUT,
     *("run_dir", "resume", "sweep", "choices", "shard", "hydra", "signal", "accept_other_version", "on_bad_record"),
+    *("overrides", "only_stages"),
 )
 """All settings, dotted, that cannot change a result."""
 
@@ -19,3 +25,10 @@ NOT_RESULT = (
 def is_under(key: str, names: tuple[str, ...]) -> bool:
     """Whether a dotted key is one of `names` or lies below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def conf_dir() -> Path:
+    """The configuration: inside the package in a wheel, beside `src` in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parents[1] / "conf"

@@ -32,7 +32,8 @@ class Observation:
     step, total_steps: optimizer steps done and to be done in all.
     index: the pool's domains and row counts.
     ids: (n,) int64; domain: (n,) int64; tokens: (n,) int64 target tokens.
-    values: (n,) float64 per signal that the strategy watches (in observe) or needs (in decide).
+    values: (n,) float64 per signal that the strategy watches (in observe) or needs (in decide); (K, ...) per signal of
+        domains. A weighter observes what it needed to weigh the batch, too.
     horizon: rows that will be served until this strategy decides again, or until the end.
     generator: seeded by (run seed, strategy name, step).
     """
@@ -89,6 +90,14 @@ class Strategy:
     def observe(self, state: Any, seen: Observation) -> Any:
         """The state after one optimizer step on the global batch `seen`."""
         return state
+
+    def ready(self, step: int, index: PoolIndex) -> bool:
+        """Whether a decision is due at `step`, where the trigger fires; if not, nothing is measured or decided."""
+        return True
+
+    def gives(self, state: Any, index: PoolIndex) -> dict[str, Any]:
+        """What the finished run hands to runs that build on it, e.g. {"mixture": {domain: share}}. JSON values."""
+        return {}
 
     def notes(self, state: Any, decision: Any, seen: Observation) -> list[str]:
         """What the user should know about a decision, e.g. that a cap left tokens unspent; warnings in the record."""
@@ -232,12 +241,17 @@ def wrong_scope(name: str, within: str) -> ConfigError:
 class WeighedBatch:
     """The rows to weigh: of a micro-batch for `scope="example"`, of the whole global batch for `scope="batch"`.
 
-    ids, domain, tokens: (n,) int64; step: optimizer steps done; generator: seeded by (run seed, strategy, step).
+    index: the pool's domains. ids, domain, tokens: (n,) int64. domain_tokens: (K,) float64 target tokens of each domain
+    in the global batch. values: (n,) float64 per token signal that the weighter needs, (K, ...) per signal of domains.
+    step: optimizer steps done. generator: seeded by (run seed, strategy, step).
     """
 
+    index: PoolIndex
     ids: Tensor
     domain: Tensor
     tokens: Tensor
+    domain_tokens: Tensor
+    values: Mapping[Signal, Tensor]
     step: int
     total_steps: int
     generator: torch.Generator
@@ -245,14 +259,16 @@ class WeighedBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Weighter(Strategy):
-    """Decides how much each example counts in the loss.
-
-    scope: `example` where a row's weight depends on that row alone; `batch` where it depends on the losses of the
-        whole global batch, which are then gathered (and measured by an extra forward pass under accumulation).
-    """
+    """Decides how much each example counts in the loss. It may need token signals and signals of domains."""
 
     kind: ClassVar[Kind] = "weighter"
-    scope: ClassVar[Literal["example", "batch"]] = "example"
+
+    @property
+    def scope(self) -> Literal["example", "batch"]:
+        """`example` where a row's weight depends on that row alone; `batch` where it depends on the losses of the whole
+        global batch, which are then gathered, and measured by an extra forward pass under accumulation.
+        """
+        return "example"
 
     def weigh(self, state: Any, losses: Tensor, batch: WeighedBatch) -> Tensor:
         """Weights (n,) for mean token losses (n,) float32, detached; 1 leaves an example as it is."""

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from regimen.core.errors import ConfigError, RunError
-from regimen.core.signal import Signal
+from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Mixer, Selector, Weighter
 from regimen.core.stream import Stream
+from regimen.core.trigger import Trigger
 from regimen.data.pool import Pool
 from regimen.data.prepare import prepare
 from regimen.runs.budget import total_steps
@@ -34,6 +35,7 @@ class Experiment:
     model: nn.Module
     steps: int
     flops_per_token: float  # of a forward pass
+    stage_flops: float = 0.0
 
     @property
     def batch_rows(self) -> int:
@@ -52,19 +54,23 @@ class Experiment:
         return {p.name: self._measured(p, steps, seen) for p in self.strategies}
 
     def flops(self, steps: int) -> float:
-        """Model FLOPs of training and measuring in a run of `steps` steps."""
+        """Model FLOPs of a run of `steps` steps: training, measuring, and the stages before it."""
         training = steps * self.batch_tokens * (1 + BACKWARD)
         measuring = sum(self.measured_rows(steps).values()) * self.batch_tokens / self.batch_rows
-        return (training + measuring) * self.flops_per_token
+        return (training + measuring) * self.flops_per_token + self.stage_flops
 
     def _measured(self, placed: Placed, steps: int, seen: dict[int, set[Signal]]) -> float:
         strategy, trigger, pool_rows = placed.strategy, placed.trigger, self.pool.train.index.rows
-        if isinstance(strategy, Weighter):
-            return self._weighed_ahead(strategy) * steps * self.batch_rows
-        assert trigger is not None, "only a weighter has no trigger"
         needs = set(strategy.needs())
-        if not needs or isinstance(strategy, Mixer):
+        if isinstance(strategy, Weighter):
+            references = {signal.reference for signal in needs if isinstance(signal, TokenSignal)}
+            passes = len(references) + self._weighed_ahead(strategy)  # a reference is taken to be as large as the model
+            return (passes * self.batch_rows + self._surveyed(needs)) * steps
+        assert trigger is not None, "only a weighter has no trigger"
+        if not needs:
             return 0.0
+        if isinstance(strategy, Mixer):
+            return self._surveyed(needs) * self._decisions(strategy, trigger, steps)
         if steps >= _COUNTED:  # too many to look at each
             return sum(signal.forwards for signal in needs) * trigger.count(steps) * pool_rows
         total = 0.0
@@ -76,6 +82,18 @@ class Experiment:
             total += sum(signal.forwards for signal in new) * min(rows, pool_rows)
             seen.setdefault(step, set()).update(needs)
         return total
+
+    def _surveyed(self, needs: set[Signal]) -> float:
+        """Forward passes over a row of one survey of the domains."""
+        rows, k = self.pool.validation.index.rows, len(self.pool.domains)
+        domains = [signal for signal in needs if isinstance(signal, DomainSignal)]
+        return sum(s.rows(batch=self.batch_rows, validation=rows, domains=k) for s in domains)
+
+    def _decisions(self, strategy: Mixer, trigger: Trigger, steps: int) -> int:
+        if steps >= _COUNTED:
+            return trigger.count(steps)
+        index = self.pool.train.index
+        return sum(trigger.fires(step, steps) and strategy.ready(step, index) for step in range(steps))
 
     def _weighed_ahead(self, weighter: Weighter) -> float:
         """The part of a batch that is measured before it is trained on: all micro-batches but the first."""
@@ -138,8 +156,10 @@ def _refuse_missing_gpu(accelerator: str) -> None:
         )
 
 
-def make_experiment(settings: Mapping[str, Any], pool: Pool, *, meta: bool = False) -> Experiment:
-    """Build a run. meta: shapes only, no memory for the model (for `check`)."""
+def make_experiment(
+    settings: Mapping[str, Any], pool: Pool, *, meta: bool = False, stage_flops: float = 0.0
+) -> Experiment:
+    """Build a run. meta: shapes only, no memory for the model (for `check`). stage_flops: that its stages cost."""
     rows = settings["trainer"]["global_batch_size"]
     if not isinstance(rows, int) or rows < 1:
         raise ConfigError("trainer.global_batch_size counts rows", got=rows, allowed="1 or more")
@@ -149,7 +169,7 @@ def make_experiment(settings: Mapping[str, Any], pool: Pool, *, meta: bool = Fal
         _refuse_missing_gpu(settings["trainer"]["accelerator"])
     with torch.device("meta" if meta else "cpu"):
         model = make_model({**settings["model"], "compile": settings["model"]["compile"] and not meta}, pool)
-    experiment = Experiment(settings, pool, strategies, model, 0, forward_flops(model, pool.seq_len))
+    experiment = Experiment(settings, pool, strategies, model, 0, forward_flops(model, pool.seq_len), stage_flops)
     experiment.steps = total_steps(
         settings["budget"],
         batch_rows=experiment.batch_rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from regimen.core.stream import Stream
 from regimen.data.pool import Pool
 from regimen.runs.experiment import make_pool
 from regimen.runs.models import make_model
+from regimen.runs.references import model_weights, read_run
 from regimen.runs.summary import fingerprints
 from regimen.training.callbacks.checkpoint import checkpoints
 from regimen.training.tensors import internalise
-
-_MODEL = "model."  # the name of the model inside the Lightning module
 
 
 def export(run: Path, to: Path) -> Path:
@@ -28,7 +26,7 @@ def export(run: Path, to: Path) -> Path:
     rows.parquet: id, domain, documents (ids of those the row holds), kept (may be drawn), served (times).
     Raises ConfigError where the run is not finished, its data changed, or `to` exists.
     """
-    settings, summary = _read(run)
+    settings, summary = read_run(run)
     if to.exists():
         raise ConfigError("the folder to export to exists", got=f"to={to}", do="name a new folder")
     pool = make_pool(settings, progress=False)
@@ -53,31 +51,13 @@ def export(run: Path, to: Path) -> Path:
     return to
 
 
-def _read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    from omegaconf import OmegaConf
-
-    summary = run / "summary.json"
-    if not summary.is_file():
-        raise ConfigError("not a run folder", got=f"run={run}", do="name a folder with summary.json: ls outputs")
-    told = json.loads(summary.read_text())
-    if told["status"] != "finished":
-        raise ConfigError(
-            "the run is not finished", got=f"{run}: {told['status']}", do=f"regimen train resume={run}, then export"
-        )
-    if not checkpoints(run):
-        raise ConfigError("the run has no checkpoint any more", got=run / "checkpoints", do="train it again")
-    settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items()}, told
-
-
 def _export_model(settings: dict[str, Any], pool: Pool, weights: dict[str, Any], to: Path) -> None:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     model = make_model({**settings["model"], "compile": False}, pool)
-    model.load_state_dict({k.removeprefix(_MODEL).replace("_orig_mod.", ""): v for k, v in weights.items()})
+    model.load_state_dict(model_weights(weights))
     model.config.use_cache = True
     model.save_pretrained(to)  # type: ignore[operator]
     AutoTokenizer.from_pretrained(pool.tokenizer_path).save_pretrained(to)

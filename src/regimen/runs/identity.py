@@ -19,6 +19,10 @@ from regimen.core.settings import NOT_RESULT, is_under
 def config_hash(config: Mapping[str, Any]) -> str:
     """Ten hex digits of everything in a resolved configuration that can change the result."""
     kept: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    kept["strategies"] = _by_content(kept.get("strategies", {}))
+    if not kept.get("stages"):
+        for name in ("rounds", "proxy"):  # they are the stages' alone
+            kept.pop(name, None)
     for dotted in NOT_RESULT:
         *path, last = dotted.split(".")
         node = kept
@@ -27,6 +31,18 @@ def config_hash(config: Mapping[str, Any]) -> str:
         node.pop(last, None)
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _by_content(tree: Any) -> Any:
+    """The settings with the folder of a finished run replaced by that run's hash: where it lies does not matter."""
+    if isinstance(tree, dict):
+        return {key: _by_content(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_by_content(value) for value in tree]
+    if isinstance(tree, str) and tree and (path := Path(tree).expanduser() / "summary.json").is_file():
+        told = json.loads(path.read_text())
+        return f"run {told['hash']} on {told['fingerprints']['pool']}"
+    return tree
 
 
 def methods(config: Mapping[str, Any]) -> list[str]:

@@ -11,11 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from regimen.core.errors import ConfigError, RegimenError
 from regimen.core.settings import LAYOUT, is_under
 from regimen.runs import validate
+from regimen.runs.compose import plain
 from regimen.runs.identity import run_folder, run_name, sweep_name
 from regimen.runs.ranks import global_rank
 
@@ -32,6 +32,8 @@ def with_sweep_folder(command: str, arguments: list[str]) -> list[str]:
     The folder goes into the environment, where every job and every rank finds it. What is not training keeps Hydra's
     own files (multirun.yaml, a launcher's logs) out of the folders of runs.
     """
+    # `stages` holds the method's stages, which an override of it as a whole would lose.
+    arguments = ["only_stages=true" if a == "stages=only" else a for a in arguments]
     flags = [a for a in arguments if a in ("-m", "--multirun")]
     if not flags:
         return arguments
@@ -92,26 +94,8 @@ def _resolved(config: DictConfig) -> tuple[dict[str, Any], Path, str | None]:
         sweep = os.environ.get(_SWEEP)
     if config["resume"] is not None:
         return _resumed(Path(config["resume"]).expanduser(), config, list(hydra.overrides.task))
-    settings = _plain(config)
-    if settings["choices"]["method"] is None:  # Hydra knows no name for method=[a,b]
-        settings["choices"]["method"] = list(settings["strategies"])
+    settings = plain(config)
     return settings, run_folder(settings, sweep=sweep), sweep
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values. Raises ConfigError for a value that is missing or refers to nothing."""
-    try:
-        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(
-            f"{error.full_key} must be given", got="nothing", do=f"type {error.full_key}=..., or choose another option"
-        ) from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"{error.full_key} cannot be resolved", got=str(error).splitlines()[0], do="look at its ${...}"
-        ) from None
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items()}
 
 
 def _resumed(folder: Path, config: DictConfig, overrides: list[str]) -> tuple[dict[str, Any], Path, str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from regimen.runs import summary
 from regimen.runs.attempt import Attempt
 from regimen.runs.experiment import make_experiment
 from regimen.runs.optimizers import make_optimizer
+from regimen.runs.references import load_model, reference_folders
+from regimen.runs.staging import Done, resolved, stage_costs
 from regimen.runs.trackers import make_trackers
 from regimen.signals.board import SignalBoard
 from regimen.training.callbacks.checkpoint import RunState, SaveCheckpoints, clear_unfinished, step_of
@@ -26,12 +29,19 @@ from regimen.training.callbacks.evaluate import Evaluate
 from regimen.training.callbacks.metrics import MetricFiles, Metrics, peak_memory_mb
 from regimen.training.callbacks.progress import ShowProgress
 from regimen.training.callbacks.steps import GatherSteps
-from regimen.training.callbacks.strategies import MixingCallback, OrderingCallback, SelectionCallback
+from regimen.training.callbacks.strategies import (
+    MixingCallback,
+    OrderingCallback,
+    SelectionCallback,
+    StrategyCallback,
+)
 from regimen.training.callbacks.weighting import WeightingCallback
 from regimen.training.context import RunContext
 from regimen.training.cost import CostClock
 from regimen.training.loader import PlannedLoader
 from regimen.training.module import LanguageModule, Objective
+from regimen.training.reference import Reference
+from regimen.training.survey import DomainSurveyor
 from regimen.training.sweep import Sweeper
 
 
@@ -39,14 +49,23 @@ class Run:
     """The objects of one run, wired."""
 
     def __init__(
-        self, settings: Mapping[str, Any], folder: Path, attempt: Attempt, pool: Pool, sweep: str | None, rank: int
+        self,
+        settings: Mapping[str, Any],
+        folder: Path,
+        attempt: Attempt,
+        pool: Pool,
+        sweep: str | None,
+        rank: int,
+        done: list[Done],
     ) -> None:
         self.settings, self.folder, self.attempt, self.rank = settings, folder, attempt, rank
         trainer_settings = settings["trainer"]
         if trainer_settings["threads"]:
             torch.set_num_threads(trainer_settings["threads"])
         pl.seed_everything(settings["seed"], verbose=False)
-        self.experiment = make_experiment(settings, pool)
+        staged = stage_costs(done)
+        built = resolved(settings, done) if done else settings
+        self.experiment = make_experiment(built, pool, stage_flops=staged["flops"])
         stream = self.experiment.stream()
         self.trainer = self._trainer(make_trackers(settings, folder, sweep=sweep))
         accumulation = self._accumulation()
@@ -61,7 +80,9 @@ class Run:
             plans=folder / "plans",
         )
         record = JsonLines(folder / "record.jsonl")
-        self.context = RunContext(folder, settings["seed"], loader, CostClock(), self.experiment.steps, record)
+        clock = CostClock()
+        clock.add("stages", **staged)
+        self.context = RunContext(folder, settings["seed"], loader, clock, self.experiment.steps, record)
         self.module = LanguageModule(
             self.experiment.model,
             Objective(**settings["objective"]),
@@ -70,9 +91,12 @@ class Run:
         self.files = MetricFiles(folder, pool.domains, self.context)
         self.evaluate = Evaluate(self.context, self.files, settings["evaluation"]["at"])
         self._measure_with(pool)
+        self._compare_with(pool)
         self.trainer.callbacks[:] = [*self.trainer.callbacks, *self._callbacks()]
         parameters = sum(p.numel() for p in self.module.parameters())
         self.summary = summary.beginning(settings, pool, self.experiment.strategies, parameters)
+        if done:
+            self.summary["stages"] = [{**asdict(d), "cost": d.cost()} for d in done]
 
     def _trainer(self, loggers: list[Any]) -> pl.Trainer:
         wanted = self.settings["trainer"]
@@ -126,8 +150,20 @@ class Run:
             "document_mask": settings["dataset"]["document_mask"],
         }
         measuring = Sweeper(self.trainer, self.module, pool.train, purpose="measuring", **shared)
-        self.context.board = SignalBoard(measuring)
+        validation = Sweeper(self.trainer, self.module, pool.validation, purpose="measuring", **shared)
+        surveyor = DomainSurveyor(pool, training=measuring, validation=validation)
+        self.context.board = SignalBoard(measuring, surveyor, seed=settings["seed"])
         self.evaluate.sweeper = Sweeper(self.trainer, self.module, pool.validation, purpose="evaluation", **shared)
+
+    def _compare_with(self, pool: Pool) -> None:
+        """Load the reference models that strategies need."""
+        for folder in reference_folders([p.strategy for p in self.experiment.strategies]):
+            self.context.references[folder] = Reference(
+                load_model(Path(folder), pool),
+                chunk=self.module.objective.chunk,
+                clock=self.context.clock,
+                world=self.trainer.world_size,
+            )
 
     def _callbacks(self) -> list[pl.Callback]:
         """Gather first, then the strategies in their fixed sequence, evaluation, metrics, and the save last."""
@@ -179,10 +215,18 @@ class Run:
             if outcome is not None:
                 self._close(*outcome)
         if self.rank == 0:
-            done = summary.ending(self.context, self.evaluate.latest, peak_memory_mb=peak_memory_mb())
-            self.summary |= done
+            self.summary |= summary.ending(self.context, self.evaluate.latest, peak_memory_mb=peak_memory_mb())
+            self.summary["gives"] = self._gives()
             write_json(self.folder / "summary.json", self.summary)
             self._say_where()
+
+    def _gives(self) -> dict[str, Any]:
+        """What this run hands to those that have it as a stage."""
+        carried = [c for c in self.trainer.callbacks if isinstance(c, StrategyCallback)]  # type: ignore[attr-defined]
+        given: dict[str, Any] = {}
+        for callback in carried:
+            given |= callback.gives()
+        return given
 
     def _open_folder(self) -> None:
         """Make the folder tell of this attempt and of nothing after the checkpoint it starts from."""

@@ -51,7 +51,7 @@ def _place(name: str, fields: Mapping[str, Any]) -> Placed:
         raise ConfigError(f"strategies.{name} has no settings", got=fields, do=f"drop it with ~strategies.{name}")
     fields = dict(fields)
     when = fields.pop("when", None)
-    strategy = _instantiate(f"strategies.{name}", fields)
+    strategy = instantiate(f"strategies.{name}", fields)
     if not isinstance(strategy, Strategy):
         raise ConfigError(
             f"strategies.{name} is not a strategy",
@@ -68,13 +68,14 @@ def _place(name: str, fields: Mapping[str, Any]) -> Placed:
             f"strategies.{name} does not say when it decides",
             do="add `when: {_target_: regimen.core.trigger.Once}`, Every (steps, start) or AtFractions (fractions)",
         )
-    trigger = _instantiate(f"strategies.{name}.when", when)
+    trigger = instantiate(f"strategies.{name}.when", when)
     if not isinstance(trigger, Trigger):
         raise ConfigError(f"strategies.{name}.when is not a trigger", got=when, allowed="Once, Every, AtFractions")
     return Placed(name, strategy, trigger)
 
 
-def _instantiate(where: str, fields: Mapping[str, Any]) -> Any:
+def instantiate(where: str, fields: Mapping[str, Any]) -> Any:
+    """The object that `_target_` and its settings describe. Raises ConfigError for a setting that it does not have."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 

@@ -11,47 +11,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from regimen.core.errors import ConfigError, RegimenError
-from regimen.core.files import disk_errors
+from regimen.core.errors import RegimenError
 from regimen.data.pool import Pool
 from regimen.runs import summary
 from regimen.runs.attempt import Attempt, await_decision, decide, launch_token, refuse
 from regimen.runs.experiment import make_pool
+from regimen.runs.identity import run_name
 from regimen.runs.ranks import global_rank
 from regimen.runs.run import Run
+from regimen.runs.staging import PLAN, Done, Staging, follow, held
+from regimen.runs.store import Store, run_key
 
 _jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 
 
 def train(settings: Mapping[str, Any], folder: Path, *, sweep: str | None = None) -> Path:
-    """Train one run in `folder`, go on with it, or skip it where it is finished. Returns the folder.
+    """Train one run in `folder` and the stages it needs, go on with it, or skip it if finished. Returns the folder.
 
     Raises RegimenError for what the user can mend; the folder then holds whole files only.
     """
-    global _jobs
-    token = launch_token(_jobs)
-    _jobs += 1
-    rank = global_rank()
     quiet_libraries()
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if rank > 0:
-        attempt = await_decision(folder, token)
-        return _attempt(settings, folder, attempt, make_pool(settings, progress=False), sweep, rank)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        with lock.acquire(timeout=0):
-            return _lead(settings, folder, token, sweep)
-    except filelock.Timeout:
-        raise ConfigError(
-            "another process is busy with this run", got=folder, do="wait for it, or choose another run_dir"
-        ) from None
+    if global_rank() > 0:
+        _join(settings, folder, sweep)
+    else:
+        with held(folder):
+            _lead(settings, folder, sweep)
+    return folder
 
 
-def _lead(settings: Mapping[str, Any], folder: Path, token: str, sweep: str | None) -> Path:
+def _token() -> str:
+    """Of the next run that this process begins; the same on every rank."""
+    global _jobs
+    _jobs += 1
+    return launch_token(_jobs - 1)
+
+
+def _lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
     """Rank 0: prepare the data, decide what this attempt does, and do it."""
+    token = _token()
     try:
         pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
         attempt = decide(
@@ -60,30 +57,58 @@ def _lead(settings: Mapping[str, Any], folder: Path, token: str, sweep: str | No
             fingerprints=summary.fingerprints(settings, pool),
             accept_other_version=settings["accept_other_version"],
         )
-    except RegimenError:
+        if attempt.action == "skip":
+            print(f"skipped, it is finished: {folder}", file=sys.stderr)
+            return
+        done: list[Done] = []
+        if settings["stages"]:
+            done = Staging(settings, folder, token, pool, _lead).run()
+            if settings["only_stages"]:
+                _say_staged(done)
+                _remove_if_empty(folder)
+                return
+    except BaseException:
         refuse(folder, token)
         _remove_if_empty(folder)
         raise
-    return _attempt(settings, folder, attempt, pool, sweep, rank=0)
+    _attempt(settings, folder, attempt, pool, sweep, done)
+    store = Store(Path(settings["paths"]["store"]))
+    store.note("run", run_name(settings), run_key(settings, pool), folder, asked_by=None)
+
+
+def _join(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
+    """Another rank: do what rank 0 decided."""
+    token = _token()
+    attempt = await_decision(folder, token)
+    if attempt.action == "skip":
+        return
+    done: list[Done] = []
+    if settings["stages"]:
+        done = follow(folder, token, _join)
+        if settings["only_stages"]:
+            return
+    _attempt(settings, folder, attempt, make_pool(settings, progress=False), sweep, done)
+
+
+def _say_staged(done: list[Done]) -> None:
+    trained = sum(d.trained for d in done)
+    print(f"stages: {trained} done now, {len(done) - trained} found; the store holds all {len(done)}", file=sys.stderr)
 
 
 def _remove_if_empty(folder: Path) -> None:
     """Take back the folder of a run that was refused before it began."""
-    if {p.name for p in folder.iterdir()} <= {".lock", "attempt.json"}:
+    if {p.name for p in folder.iterdir()} <= {".lock", "attempt.json", PLAN}:
         for p in folder.iterdir():
             p.unlink()
         folder.rmdir()
 
 
 def _attempt(
-    settings: Mapping[str, Any], folder: Path, attempt: Attempt, pool: Pool, sweep: str | None, rank: int
-) -> Path:
-    if attempt.action == "skip":
-        if rank == 0:
-            print(f"skipped, it is finished: {folder}", file=sys.stderr)
-        return folder
+    settings: Mapping[str, Any], folder: Path, attempt: Attempt, pool: Pool, sweep: str | None, done: list[Done]
+) -> None:
+    rank = global_rank()
     try:
-        run = Run(settings, folder, attempt, pool, sweep, rank)
+        run = Run(settings, folder, attempt, pool, sweep, rank, done)
     except RegimenError:
         if rank == 0 and attempt.action == "begin":
             _remove_if_empty(folder)
@@ -91,7 +116,6 @@ def _attempt(
     run.fit()
     del run
     gc.collect()  # trainer and callbacks refer to each other; a multirun would hold every model it ever trained
-    return folder
 
 
 def quiet_libraries() -> None:

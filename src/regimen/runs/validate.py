@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from regimen.core.errors import ConfigError, closest
+from regimen.runs import stages
 from regimen.runs.budget import UNITS, chosen_unit
 
 
@@ -78,7 +79,12 @@ GROUPS: Mapping[str, Mapping[str, Rule]] = {
     "budget": {**dict.fromkeys(UNITS, _ANY), "fallback_steps": _whole(1)},
     "evaluation": {"at": _FRACTIONS},
     "objective": {"reduction": _one_of("token_mean", "sample_mean"), "chunk": _whole(1)},
-    "paths": dict.fromkeys(("outputs", "pools"), Rule("a folder", lambda v: isinstance(v, str) and v != "")),
+    "paths": dict.fromkeys(("outputs", "pools", "store"), Rule("a folder", lambda v: isinstance(v, str) and v != "")),
+    "proxy": {
+        "model": _or_null(Rule("a model of conf/model", lambda v: isinstance(v, str)), "the run's own"),
+        **dict.fromkeys(UNITS, _or_null(_POSITIVE, "the run's own budget")),
+        "runs": _whole(1),
+    },
     "shard": {"index": _whole(0), "count": _whole(1)},
     "logger": dict.fromkeys(("wandb", "tensorboard"), Rule("a mapping", lambda v: isinstance(v, Mapping))),
     "logger.wandb": {
@@ -100,7 +106,9 @@ SINGLE: Mapping[str, Rule] = {
     "seed": _whole(0, 2**32 - 1),
     "accept_other_version": _SWITCH,
     "on_bad_record": _one_of("fail", "skip"),
-    "stages": Rule("nothing: runs that a method needs before its own are not there yet", lambda v: not v),
+    "stages": Rule("a mapping of stages", lambda v: isinstance(v, Mapping)),
+    "rounds": _whole(1),
+    "only_stages": _SWITCH,
     "dataset.max_epochs_per_domain": _or_null(_whole(1), "no cap"),
     "optimizer.lr": _POSITIVE,
 }
@@ -125,6 +133,7 @@ def settings(given: Mapping[str, Any]) -> None:
     if missing:
         raise ConfigError(f"optimizer.schedule lacks {', '.join(missing)}", do="see conf/optimizer/adamw.yaml")
     chosen_unit(given["budget"])
+    stages.check(given["stages"])
     _refuse_ragged_batch(given["trainer"])
 
 

@@ -16,6 +16,7 @@ from regimen.core.index import PoolIndex
 from regimen.signals.board import SignalBoard
 from regimen.training.cost import CostClock
 from regimen.training.loader import PlannedLoader
+from regimen.training.reference import Reference
 
 
 @dataclass
@@ -44,6 +45,7 @@ class RunContext:
 
     step: filled by `GatherSteps` at every step boundary, None inside an accumulation window.
     board: made when training starts, since measuring needs the trainer.
+    references: finished models that weighters compare with, by the folder of their run.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class RunContext:
     board: SignalBoard | None = None
     step: Step | None = None
     warnings: list[str] = field(default_factory=list)
+    references: dict[str, Reference] = field(default_factory=dict)
 
     @property
     def index(self) -> PoolIndex:

@@ -20,7 +20,7 @@ from regimen.training.cost import forward_flops
 from regimen.training.cross_entropy import token_losses
 from regimen.training.loader import Batch
 
-Weigher = Callable[[Tensor, Batch], Tensor]  # (b,) mean losses, micro-batch -> (b,) weights
+Weigher = Callable[[Tensor, Batch], Tensor]  # (b, L) token losses, micro-batch -> (b,) weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +84,11 @@ class LanguageModule(pl.LightningModule):
         return token_losses(logits, batch.targets, chunk=self.objective.chunk)  # (b, L, V) -> (b, L)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        sums = self.token_losses(batch).sum(1)  # (b,)
+        losses = self.token_losses(batch)  # (b, L)
+        sums = losses.sum(1)  # (b,)
         weights = torch.ones_like(sums)
         if self.weigher is not None:
-            weights = self.weigher((sums / batch.tokens.clamp(min=1)).detach(), batch).to(sums)
+            weights = self.weigher(losses.detach(), batch).to(sums)
         terms = (weights * self.objective.terms(sums, batch.tokens)).sum()
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches / self.objective.normalizer(batch)
         return {"loss": terms * scale, "sums": sums.detach(), "weights": weights.detach()}

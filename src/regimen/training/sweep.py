@@ -31,11 +31,11 @@ class Measured(NamedTuple):
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode and the random states come back as they were."""
+def undisturbed(module: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """Evaluation mode, without gradients unless they are asked for; modes and random states come back as they were."""
     modes = {m: m.training for m in module.modules()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(gradients):
         module.eval()
         try:
             yield
@@ -92,13 +92,18 @@ class Sweeper:
         out[padded] = everyone
         return Measured(*out.unbind(1))
 
-    def _forward(self, ids: Tensor) -> Tensor:
-        """(n, 4) float64: the columns of `Measured`."""
+    def token_losses(self, ids: Tensor) -> tuple[Tensor, Batch]:
+        """Token losses (n, L) float32 of rows `ids` (n,), in one forward pass on this rank; and the rows."""
         rows = collate(self.table, ids, document_mask=self.document_mask)
         batch = Batch(**rows, step=-1, micro=0, global_rows=len(ids), global_tokens=0)
         batch = self.trainer.strategy.batch_to_device(batch, self.module.device)
         with self.trainer.precision_plugin.forward_context():
-            losses = self.module.token_losses(batch).double()  # (n, L)
+            return self.module.token_losses(batch), batch
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """(n, 4) float64: the columns of `Measured`."""
+        token_losses, batch = self.token_losses(ids)
+        losses = token_losses.double()  # (n, L)
         text = self.token_bytes.to(losses.device)[batch.targets.clamp(min=0)] * (batch.targets >= 0)
         columns = losses.sum(1), batch.tokens.double(), (losses * (text > 0)).sum(1), text.sum(1).double()
         return torch.stack(columns, 1).cpu()

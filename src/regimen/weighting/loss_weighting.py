@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,8 +42,6 @@ class LossWeighting(Weighter):
     warm_steps: optimizer steps if 1 or more, a part of the run if less.
     guard: where high - low is below this part of the highest loss, all weights are 1.
     """
-
-    scope: ClassVar[Literal["example", "batch"]] = "batch"
 
     strategy: Literal["linupper", "quadratic", "extremes", "kl_dro", "uniform"] = "linupper"
     delta: float = 1.0
@@ -79,6 +77,11 @@ class LossWeighting(Weighter):
         if not (self.warm_steps >= 0 and self.guard >= 0):
             got = f"warm_steps={self.warm_steps}, guard={self.guard}"
             raise ConfigError("warm_steps and guard cannot be negative", got=got, allowed="0 or more")
+
+    @property
+    def scope(self) -> Literal["example", "batch"]:
+        """The losses of the whole batch are compared."""
+        return "batch"
 
     def weigh(self, state: Any, losses: Tensor, batch: WeighedBatch) -> Tensor:
         """Weights like `losses` (B,), 0 for examples without target tokens, mean 1 over the others."""

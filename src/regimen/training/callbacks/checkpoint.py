@@ -90,6 +90,9 @@ class SaveCheckpoints(Checkpoint):
                 got=f"{str(error).splitlines()[0][:200]}; {free:.0f} MB free there",
                 do="free some space and start the same command again: it goes on from the last whole checkpoint",
             ) from error
+        except KeyboardInterrupt:
+            _remove(temporary)
+            raise
         if trainer.is_global_zero:
             _remove(final)
             temporary.replace(final)

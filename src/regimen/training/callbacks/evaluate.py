@@ -6,18 +6,22 @@ draws from the global random state.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from regimen.core.errors import ConfigError, RunError
+from regimen.core.files import write_atomically
 from regimen.evaluation.perplexity import by_domain
 from regimen.training.callbacks import summaries
 from regimen.training.callbacks.metrics import MetricFiles
 from regimen.training.context import RunContext
-from regimen.training.sweep import Sweeper
+from regimen.training.sweep import Measured, Sweeper
 
 
 class Evaluate(pl.Callback):
@@ -62,6 +66,8 @@ class Evaluate(pl.Callback):
                 got=f"domains {', '.join(index.domains[k] for k in bad.tolist())}",
                 do="lower optimizer.lr, or set trainer.gradient_clip_val=1.0; earlier checkpoints are kept",
             )
+        if step == self.context.total_steps and trainer.is_global_zero:
+            self._keep_rows(ids, measured)
         scores = by_domain(index.domains, index.domain_of(ids), **measured._asdict())
         self.latest = {"step": step, **scores}
         row = {
@@ -72,3 +78,16 @@ class Evaluate(pl.Callback):
         }
         self.files.write_eval(trainer, step, row)
         summaries.log(trainer, step, {f"eval/{key}": value for key, value in row.items()})
+
+    def _keep_rows(self, ids: Tensor, measured: Measured) -> None:
+        """Leave the last losses of each validation row: (n,) id, domain, summed loss in nats, target tokens."""
+        assert self.sweeper is not None
+        content = io.BytesIO()
+        np.savez(
+            content,
+            ids=ids.numpy(),
+            domain=self.sweeper.index.domain_of(ids).numpy(),
+            loss=measured.loss.numpy(),
+            tokens=measured.tokens.long().numpy(),
+        )
+        write_atomically(self.context.folder / "validation_rows.npz", content.getvalue())

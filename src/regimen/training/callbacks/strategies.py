@@ -70,7 +70,9 @@ class StrategyCallback(pl.Callback, Generic[S]):
 
     def _due(self, step: int) -> bool:
         total = self.context.total_steps
-        return self.trigger is not None and step < total and self.trigger.fires(step, total)
+        if self.trigger is None or step >= total or not self.trigger.fires(step, total):
+            return False
+        return self.strategy.ready(step, self.context.index)
 
     def _decide_once(self, trainer: pl.Trainer, step: int) -> None:
         before = self.context.clock.snapshot("measuring")
@@ -89,6 +91,10 @@ class StrategyCallback(pl.Callback, Generic[S]):
             self.context.warn(trainer, step, note)
         self.state = strategy.advance(self.state, decision, seen)
         return decision
+
+    def gives(self) -> dict[str, Any]:
+        """What the finished run hands to runs that build on it."""
+        return self.strategy.gives(self.state, self.context.index)
 
     def _horizon(self, step: int) -> int:
         assert self.trigger is not None

@@ -3,6 +3,7 @@
 A weighter of scope `batch` needs the losses of the whole global batch: they are gathered once. Under accumulation the
 micro-batches to come are measured by a forward pass in training mode under a forked random state, so that the weights
 rest on the very losses that training will see, dropout included. The extra pass is charged as measuring.
+Letters: B rows of the global batch, b of a micro-batch, A micro-batches, L positions, S token signals, K domains.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from regimen.core.seeding import generator
-from regimen.core.strategy import WeighedBatch, Weighter
+from regimen.core.signal import DomainSignal, Signal, TokenSignal
+from regimen.core.strategy import Observation, WeighedBatch, Weighter
 from regimen.training.callbacks import summaries
 from regimen.training.callbacks.strategies import StrategyCallback
-from regimen.training.context import RunContext, gathered, refuse_nan
+from regimen.training.context import RunContext, Step, gathered, refuse_nan
 from regimen.training.loader import Batch
 from regimen.training.module import LanguageModule
 
@@ -31,34 +33,52 @@ class WeightingCallback(StrategyCallback[Weighter]):
     def __init__(self, name: str, strategy: Weighter, context: RunContext, *, log_every: int = 10) -> None:
         super().__init__(name, strategy, None, context)
         self.log_every = log_every
+        self._of_tokens = [signal for signal in strategy.needs() if isinstance(signal, TokenSignal)]
+        self._of_domains = [signal for signal in strategy.needs() if isinstance(signal, DomainSignal)]
+        self._surveyed: dict[Signal, Tensor] = {}
         self._trainer: pl.Trainer | None = None
         self._module: LanguageModule | None = None
         self._window: Tensor | None = None  # (A, b) weights of this rank in the step at hand
+        self._columns: list[Tensor] = []  # (b, 1 + S) each: mean loss and token signals of this rank's micro-batches
+        self._everyone: Tensor | None = None  # (B, 1 + S) of all ranks, where they were gathered to weigh
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, LanguageModule)
         self._trainer, self._module = trainer, pl_module
         pl_module.weigher = self.weigh
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if batch.micro == 0 and self._of_domains:
+            board, ids = self.context.board, self.context.loader.global_ids
+            assert board is not None
+            self._surveyed = {signal: board.values(signal, ids, step=batch.step) for signal in self._of_domains}
+
     def weigh(self, losses: Tensor, batch: Batch) -> Tensor:
-        """Weights (b,) for mean losses (b,) of a micro-batch."""
-        if self.strategy.scope == "example":
-            return self._weights(losses.float(), batch.ids.cpu(), batch.step).to(losses)
+        """Weights (b,) for token losses (b, L) of a micro-batch."""
+        columns = self._measured(losses, batch)
         if batch.micro == 0:
-            self._window = self._weigh_global(losses, batch)
+            self._columns, self._everyone = [], None
+        self._columns.append(columns)
+        if self.strategy.scope == "example":
+            return self._weights(columns, batch.ids.cpu(), batch.step).to(losses)
+        if batch.micro == 0:
+            self._window = self._weigh_global(columns, batch)
         assert self._window is not None
         return self._window[batch.micro].to(losses)
 
-    def _weigh_global(self, losses: Tensor, batch: Batch) -> Tensor:
+    def _weigh_global(self, columns: Tensor, batch: Batch) -> Tensor:
+        """Weights (A, b) of this rank's micro-batches."""
         assert self._trainer is not None
         loader = self.context.loader
-        mine = torch.cat([losses, *self._losses_to_come(batch)]).float()  # (A * b,)
-        everyone = gathered(self._trainer, mine)  # (B,) in the order of the global batch
-        weights = self._weights(everyone, loader.global_ids, batch.step)
+        mine = torch.cat([columns, *self._columns_to_come(batch)])  # (A * b, 1 + S)
+        self._everyone = gathered(self._trainer, mine)  # (B, 1 + S) in the order of the global batch
+        weights = self._weights(self._everyone, loader.global_ids, batch.step)
         return weights.view(loader.world, loader.accumulation, -1)[loader.rank]
 
-    def _losses_to_come(self, batch: Batch) -> list[Tensor]:
-        """Mean losses (b,) of each later micro-batch of this rank in the step at hand."""
+    def _columns_to_come(self, batch: Batch) -> list[Tensor]:
+        """Columns (b, 1 + S) of each later micro-batch of this rank in the step at hand."""
         loader, module, trainer = self.context.loader, self._module, self._trainer
         if loader.accumulation == 1:
             return []
@@ -68,8 +88,7 @@ class WeightingCallback(StrategyCallback[Weighter]):
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             for micro in range(1, loader.accumulation):
                 later = trainer.strategy.batch_to_device(loader.micro_batch(micro), module.device)
-                sums = module.token_losses(later).sum(1)
-                out.append(sums / later.tokens.clamp(min=1))
+                out.append(self._measured(module.token_losses(later), later))
                 tokens += int(later.tokens.sum())
         world_tokens = tokens * loader.world
         seconds = time.perf_counter() - start
@@ -78,20 +97,48 @@ class WeightingCallback(StrategyCallback[Weighter]):
         self.context.clock.add("training", seconds=-seconds)
         return out
 
-    def _weights(self, losses: Tensor, ids: Tensor, step: int) -> Tensor:
-        """Checked weights (n,) for detached losses (n,) of rows `ids`."""
-        index = self.context.index
+    def _measured(self, losses: Tensor, batch: Batch) -> Tensor:
+        """Columns (b, 1 + S) float64: mean loss and each token signal, of token losses (b, L)."""
+        columns = [losses.sum(1) / batch.tokens.clamp(min=1)]
+        if self._of_tokens:
+            targets = batch.targets >= 0  # (b, L)
+            names = {str(signal.reference) for signal in self._of_tokens}
+            reference = {name: self.context.references[name].token_losses(batch) for name in names}  # (b, L) each
+            columns += [s.of_tokens(losses, reference[str(s.reference)], targets) for s in self._of_tokens]
+        return torch.stack([column.double() for column in columns], 1)
+
+    def _weights(self, columns: Tensor, ids: Tensor, step: int) -> Tensor:
+        """Checked weights (n,) for detached columns (n, 1 + S) of rows `ids`."""
+        index, loader = self.context.index, self.context.loader
+        columns = columns.detach().cpu()
+        losses = columns[:, 0].float()  # (n,)
+        refuse_nan(index, step + 1, ids, losses)
+        tokens = index.tokens_of(loader.global_ids).double()
+        empty = torch.zeros(len(index.domains), dtype=torch.float64)
         batch = WeighedBatch(
+            index=index,
             ids=ids,
             domain=index.domain_of(ids),
             tokens=index.tokens_of(ids),
+            domain_tokens=empty.index_add_(0, index.domain_of(loader.global_ids), tokens),
+            values=self._values(columns),
             step=step,
             total_steps=self.context.total_steps,
             generator=generator(self.context.seed, self.name, step),
         )
-        losses = losses.detach().cpu()
-        refuse_nan(index, step + 1, ids, losses)
         return self.strategy.checked(self.strategy.weigh(self.state, losses, batch), losses)
+
+    def _values(self, columns: Tensor) -> dict[Signal, Tensor]:
+        return {**dict(zip(self._of_tokens, columns[:, 1:].unbind(1), strict=True)), **self._surveyed}
+
+    def _watched(self, step: Step) -> Observation:
+        """What was needed to weigh the batch is observed too."""
+        assert self._trainer is not None
+        seen = super()._watched(step)
+        if self._of_tokens and self._everyone is None:
+            self._everyone = gathered(self._trainer, torch.cat(self._columns))  # (B, 1 + S)
+        columns = torch.empty(0, 1 + len(self._of_tokens)) if self._everyone is None else self._everyone
+        return self._observation(step.number, step.ids, {**seen.values, **self._values(columns)}, horizon=0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -101,7 +148,7 @@ class WeightingCallback(StrategyCallback[Weighter]):
         if step is None:
             return
         if step.number % self.log_every == 0 or step.number == 1:
-            line = summaries.of_weights(step.weights)
+            line = {**summaries.of_weights(step.weights), **self.gives()}
             self.context.write(trainer, {"step": step.number, "kind": self.kind, "strategy": self.name, **line})
             _log_histogram(trainer, step.number, step.weights)
 

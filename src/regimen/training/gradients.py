@@ -1,0 +1,167 @@
+"""Gradients of the loss of each domain, without touching training: no `.grad`, no hook of a data-parallel wrapper.
+
+`torch.autograd.grad` for given inputs runs none of the nodes that write `.grad`, and those alone carry the hooks of
+DistributedDataParallel. The model is in evaluation mode: dropout is off, and so is activation checkpointing, which the
+Hugging Face models do in training mode alone; `trainer.sweep_batch_size` bounds the memory instead.
+Letters: K domains, n rows asked for, P parameters differentiated, W ranks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from regimen.core.errors import ConfigError
+from regimen.training.cost import BACKWARD
+from regimen.training.sweep import Sweeper, undisturbed
+
+_COLUMNS = 2**20  # of the gradients that are turned to float64 at a time
+_SHOWN = 12  # names of parameters in an error
+
+
+class DomainGradients:
+    """Differentiates the loss of rows that `sweeper` reads; each rank takes its share of every domain's rows.
+
+    Every rank makes the same number of forward passes, where need be over a row that counts nothing. Memory: (K, P)
+    float32 on the device for `gram`, (P,) for `moments`.
+    """
+
+    def __init__(self, sweeper: Sweeper) -> None:
+        self.sweeper = sweeper
+
+    def gram(self, ids: Tensor, *, parameters: str | None, clip: float | None) -> Tensor:
+        """See `Surveyor.gradient_gram`. Domains whose rows in `ids` have no target token count as absent.
+
+        Raises ConfigError where no parameter that is trained has such a name, or a rank holds only a part of them.
+        """
+        chosen = chosen_parameters(self.sweeper.module.model, parameters)
+        by_domain = self._by_domain(ids)
+        present = [k for k, rows in enumerate(by_domain) if len(rows)]
+        domains = len(by_domain)
+        out = torch.zeros(domains, domains, dtype=torch.float64)
+        if not present:
+            return out
+        flat = self._zeros(len(present), chosen)  # (K', P) for the K' domains that are present
+        with self._measuring(ids):
+            for sums, k in zip(flat, present, strict=True):
+                tokens = float(self.sweeper.index.tokens_of(by_domain[k]).sum())
+                for part, counted in self._share(by_domain[k], self.sweeper.batch_size):
+                    self._add_gradient(sums, chosen, part, counted / tokens)
+            inner = _inner_products(self._over_ranks(flat)).cpu()  # (K', K')
+        if clip is not None:
+            norms = inner.diagonal().sqrt()
+            factors = (clip / norms).clamp(max=1)  # (K',), 1 where the norm is 0
+            inner = inner * factors[:, None] * factors
+        where = torch.tensor(present, dtype=torch.int64)
+        out[where[:, None], where] = inner
+        return out
+
+    def moments(self, ids: Tensor, *, parameters: str | None) -> Tensor:
+        """See `Surveyor.gradient_moments`. Rows without target tokens are left out."""
+        chosen = chosen_parameters(self.sweeper.module.model, parameters)
+        out = torch.zeros(len(self.sweeper.index.domains), 3, dtype=torch.float64)
+        with self._measuring(ids):
+            for k, rows in enumerate(self._by_domain(ids)):
+                if len(rows):
+                    out[k] = self._moments_of(rows, chosen)
+        return out
+
+    def _moments_of(self, rows: Tensor, chosen: list[nn.Parameter]) -> Tensor:
+        """(3,) float64: the row of `moments` for rows (n,) of one domain."""
+        mean = self._zeros(1, chosen)[0]  # (P,)
+        squares = torch.zeros(1, dtype=torch.float64, device=mean.device)
+        for part, counted in self._share(rows, 1):
+            own = torch.zeros_like(mean)
+            self._add_gradient(own, chosen, part, counted / self.sweeper.index.tokens_of(part))
+            squares += _inner_products(own[None])[0]
+            mean.add_(own, alpha=1 / len(rows))
+        mean = self._over_ranks(mean)
+        measured = (
+            _inner_products(mean[None])[0],
+            self._over_ranks(squares) / len(rows),
+            squares.new_tensor([len(rows)]),
+        )
+        return torch.cat(measured).cpu()
+
+    def _add_gradient(self, sums: Tensor, chosen: list[nn.Parameter], ids: Tensor, weights: Tensor) -> None:
+        """Add to (P,) `sums` the gradient of the weighted sum of the summed losses of rows `ids` (n,)."""
+        losses = self.sweeper.token_losses(ids)[0].sum(1)  # (n,)
+        loss = (losses * weights.to(losses)).sum()
+        gradients = torch.autograd.grad(loss, chosen, allow_unused=True)
+        parts = sums.split([p.numel() for p in chosen])
+        for part, gradient in zip(parts, gradients, strict=True):
+            if gradient is not None:
+                part.add_(gradient.flatten())
+
+    def _by_domain(self, ids: Tensor) -> list[Tensor]:
+        """By domain, its rows among `ids` that have target tokens, the short ones first."""
+        index = self.sweeper.index
+        tokens = index.tokens_of(ids)
+        ids = ids[tokens.argsort(stable=True)]
+        ids = ids[index.tokens_of(ids) > 0]
+        owner = index.domain_of(ids)
+        return [ids[owner == k] for k in range(len(index.domains))]
+
+    def _share(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's part of `rows` (n,), at most `size` at a time: ids and whether each counts, 1 or 0, float64."""
+        trainer = self.sweeper.trainer
+        world, rank = trainer.world_size, trainer.global_rank
+        places = torch.arange(rank, -(-len(rows) // world) * world, world)
+        mine = rows[places.clamp(max=len(rows) - 1)]
+        yield from zip(mine.split(size), (places < len(rows)).double().split(size), strict=True)
+
+    def _zeros(self, count: int, chosen: list[nn.Parameter]) -> Tensor:
+        """(count, P) float32 zeros on the device of the parameters."""
+        return torch.zeros(count, sum(p.numel() for p in chosen), dtype=torch.float32, device=chosen[0].device)
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        summed: Tensor = self.sweeper.trainer.strategy.reduce(values, reduce_op="sum")
+        return summed
+
+    @contextmanager
+    def _measuring(self, ids: Tensor) -> Iterator[None]:
+        """Differentiate without disturbing training, and charge for rows `ids` (n,)."""
+        sweeper = self.sweeper
+        with sweeper.clock.timed(sweeper.purpose), undisturbed(sweeper.module, gradients=True):
+            yield
+        lengths = sweeper.index.tokens_of(ids)
+        tokens, context = float(lengths.sum()), int(lengths.max()) if len(ids) else 0
+        flops = tokens * sweeper.module.forward_flops(context) * (1 + BACKWARD)
+        sweeper.clock.add(sweeper.purpose, tokens=tokens, flops=flops)
+
+
+def chosen_parameters(model: nn.Module, pattern: str | None) -> list[nn.Parameter]:
+    """Parameters that are trained and have a name in which `pattern` is found; each once, tied ones under any name.
+
+    Raises ConfigError where there is none, or where this rank holds only a part of them.
+    """
+    named = [(n, p) for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+    chosen = list({id(p): p for name, p in named if re.search(pattern or "", name)}.values())
+    if not chosen:
+        raise ConfigError(
+            "no parameter of the model has such a name",
+            got=f"parameters={pattern}",
+            allowed=", ".join([name for name, _ in named[:_SHOWN]]) + f" ... ({len(named)} in all)",
+            do="give a regular expression that is found in some of them, or null for all",
+        )
+    if any(hasattr(p, "ds_numel") or hasattr(p, "full_tensor") for p in chosen):
+        raise ConfigError(
+            "gradients of domains need the whole parameters on every rank",
+            got="a strategy that shards them",
+            do="use trainer=ddp, or a method that needs no gradients",
+        )
+    return chosen
+
+
+def _inner_products(flat: Tensor) -> Tensor:
+    """(K, K) float64 of rows (K, P) float32."""
+    out = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
+    for part in flat.split(_COLUMNS, dim=1):
+        wide = part.double()
+        out += wide @ wide.T
+    return out
