@@ -22,7 +22,12 @@ METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 # What a method cannot do without on any corpus.
 NEEDED = {"fixed": ["strategies.fixed.weights={code: 0.5, prose: 0.3, sums: 0.2}"]}
 # Decide often enough that a resume falls between decisions.
-OFTEN = {"loss_selection": ["strategies.loss_selection.when.steps=3"], "odm": ["strategies.odm.draw_groups=4"]}
+OFTEN = {
+    "climb": ["rounds=2", "stages.swarm.count=[6,4]"],
+    "loss_selection": ["strategies.loss_selection.when.steps=3"],
+    "odm": ["strategies.odm.draw_groups=4"],
+    "pike": ["strategies.pike.when.steps=3", "strategies.pike.rows_per_domain=2"],
+}
 COMPOSED = {
     "folding+loss_weighting": ["method=[folding,loss_weighting]", "trainer.micro_batch_size=2"],
     "topk+odm+sorted+loss_weighting": [
@@ -39,7 +44,7 @@ COMPOSED = {
 def overrides_of(method: str, corpus: Path, home: Path) -> list[str]:
     if method in COMPOSED:
         return COMPOSED[method]
-    out = [f"method={method}", *NEEDED.get(method, []), *OFTEN.get(method, [])]
+    out = [f"method={method}", "proxy.runs=8", "proxy.steps=4", *NEEDED.get(method, []), *OFTEN.get(method, [])]
     if method == "doremi_proxy":
         out.append(f"strategies.doremi_proxy.reference={run(corpus, home, 'method=uniform')}")
     return out

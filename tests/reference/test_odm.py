@@ -98,6 +98,50 @@ def test_the_estimate_is_unbiased_for_one_draw():
     assert mean.tolist() == pytest.approx(losses)
 
 
+@pytest.mark.parametrize("variant", ["paper", "repo_linear_ppl", "exp3"])
+def test_permuted_domains_get_permuted_shares(variant):
+    order, losses, mixer = [2, 0, 1], [1.0, 4.0, 2.0], Odm(variant=variant, warmup=0.0)
+    decided = []
+    for places in ([0, 1, 2], order):
+        index = index_of([[2, 5, 3][p] for p in places], [[7, 1, 3][p] for p in places])
+        state = mixer.init(index)
+        for step in range(1, 40):
+            seen = after(step, index.offsets[:-1], [losses[p] for p in places], index)
+            state = mixer.observe(state, seen)
+            decision = mixer.checked(mixer.decide(state, seen), seen)
+            state = mixer.advance(state, decision, seen)
+        decided.append(decision)
+    assert decided[0].tolist() != pytest.approx([1 / 3] * 3)
+    assert decided[1].tolist() == pytest.approx(decided[0][order].tolist())
+
+
+@pytest.mark.parametrize("variant", ["paper", "repo_linear_ppl", "exp3"])
+def test_a_loss_that_is_not_a_number_or_too_large_leaves_the_reward(variant):
+    index, mixer = index_of([2, 2, 2]), Odm(variant=variant)
+    state = OdmState(vector(1, 2, 3), vector(0.2, 0.3, 0.5))
+    rewards = mixer.observe(state, after(500, [0, 1, 2], [1.0, math.nan, math.inf], index)).rewards
+    assert rewards[1:].tolist() == [2, 3]
+    rewards = mixer.observe(state, after(500, [0, 2], [math.nan, 800.0], index)).rewards
+    assert rewards.isfinite().all()
+    assert float(rewards[0]) == 1
+
+
+@pytest.mark.parametrize("variant", ["paper", "repo_linear_ppl", "exp3"])
+@pytest.mark.parametrize("initial", ["natural", "uniform"])
+def test_a_domain_without_rows_is_no_arm(variant, initial):
+    index, mixer = index_of([4, 0, 4]), Odm(variant=variant, initial=initial, warmup=0.1)
+    state = mixer.init(index)
+    two = Odm(variant=variant, initial=initial, warmup=0.1)
+    other, smaller = index_of([4, 4]), two.init(index_of([4, 4]))
+    for step in range(1, 40):
+        seen, less = after(step, [0, 4], [2.0, 5.0], index), after(step, [0, 4], [2.0, 5.0], other)
+        state, smaller = mixer.observe(state, seen), two.observe(smaller, less)
+        decision = mixer.checked(mixer.decide(state, seen), seen)
+        expected = two.checked(two.decide(smaller, less), less)
+        assert decision.tolist() == pytest.approx([float(expected[0]), 0, float(expected[1])])
+        state, smaller = mixer.advance(state, decision, seen), two.advance(smaller, expected, less)
+
+
 def test_warm_up_keeps_the_initial_mixture_and_earns_nothing():
     index = index_of([6, 2], [1, 9])
     mixer = Odm(warmup=0.1)

@@ -5,7 +5,6 @@ Letters: K domains.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from regimen.core.errors import ConfigError, closest
+from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.strategy import Empty, Mixer, Observation
+from regimen.mixing.common import by_domain, check_one_of, finite
 
 TOLERANCE = 1e-3  # of the sum: what three-digit tables are off by
 
@@ -42,17 +42,9 @@ class FixedMixture(Mixer):
                 got="strategies.fixed.weights=null",
                 do="add mixture=NAME, a file of conf/mixture, or 'strategies.fixed.weights={web: 0.5, code: 0.5}'",
             )
-        if self.others not in ("refuse", "zero"):
-            raise ConfigError("others says what unnamed domains get", got=self.others, allowed="refuse, zero")
-        object.__setattr__(self, "weights", {str(name): _share(name, w) for name, w in self.weights.items()})
-        total = sum(self.weights.values())
-        if total == 0 or (not self.normalise and abs(total - 1) > TOLERANCE):
-            raise ConfigError(
-                f"the weights of a mixture sum to {total:g}",
-                got=dict(self.weights),
-                allowed=f"a sum of 1, give or take {TOLERANCE:g}; with normalise: true any sum above 0",
-                do="correct the weights, or set strategies.fixed.normalise=true",
-            )
+        check_one_of("others, which says what unnamed domains get", self.others, ("refuse", "zero"))
+        checked = checked_weights(self.weights, normalise=self.normalise, owner="strategies.fixed")
+        object.__setattr__(self, "weights", checked)
 
     def init(self, index: PoolIndex) -> Empty:
         """No state; domains that do not fit are refused here, before the first step."""
@@ -64,58 +56,50 @@ class FixedMixture(Mixer):
         return self.shares(seen.index)
 
     def shares(self, index: PoolIndex) -> Tensor:
-        """Shares (K,) float64 that sum to 1, in the order of `index.domains`.
-
-        Raises:
-            ConfigError: a name that means no domain or several, two names for one domain, a domain without a name.
-        """
+        """Shares (K,) float64 that sum to 1, in the order of `index.domains`. Raises ConfigError as `named_shares`."""
         assert self.weights is not None
-        named: dict[str, str] = {}  # domain: the name that was given for it
-        for name in self.weights:
-            domain = _domain(name, index.domains)
-            if domain in named:
-                raise ConfigError(
-                    "two weights are for one domain", got=f"{named[domain]!r} and {name!r} for {domain!r}"
-                )
-            named[domain] = name
-        missing = [domain for domain in index.domains if domain not in named]
-        if missing and self.others == "refuse":
-            raise ConfigError(
-                f"the mixture does not name {len(missing)} of {len(index.domains)} domains of the pool",
-                got=", ".join(missing),
-                do="give each a weight, 0 included, or set strategies.fixed.others=zero",
-            )
-        shares = [self.weights[named[d]] if d in named else 0.0 for d in index.domains]
-        weights = torch.tensor(shares, dtype=torch.float64)  # (K,)
-        return weights / weights.sum()
+        return named_shares(self.weights, index.domains, others=self.others, owner="strategies.fixed")
+
+
+def checked_weights(weights: Mapping[str, float], *, normalise: bool, owner: str) -> dict[str, float]:
+    """Weights of a mixture by name, as numbers. owner: the dotted setting that has the field `normalise`.
+
+    Raises ConfigError for a weight that is no share, and for a sum of 0 or, unless `normalise`, off 1.
+    """
+    checked = {str(name): _share(name, weight) for name, weight in weights.items()}
+    total = sum(checked.values())
+    if total == 0 or (not normalise and abs(total - 1) > TOLERANCE):
+        raise ConfigError(
+            f"the weights of a mixture sum to {total:g}",
+            got=checked,
+            allowed=f"a sum of 1, give or take {TOLERANCE:g}; with normalise: true any sum above 0",
+            do=f"correct the weights, or set {owner}.normalise=true",
+        )
+    return checked
+
+
+def named_shares(weights: Mapping[str, float], domains: tuple[str, ...], *, others: str, owner: str) -> Tensor:
+    """Shares (K,) float64 that sum to 1, in the order of `domains`, from checked weights by name.
+
+    others: `refuse` or `zero`, for domains that are not named. owner: the dotted setting that has the field `others`.
+
+    Raises:
+        ConfigError: a name that means no domain or several, two names for one domain, a domain without a name.
+    """
+    named = by_domain(weights, domains)
+    missing = [domain for domain in domains if domain not in named]
+    if missing and others == "refuse":
+        raise ConfigError(
+            f"the mixture does not name {len(missing)} of {len(domains)} domains of the pool",
+            got=", ".join(missing),
+            do=f"give each a weight, 0 included, or set {owner}.others=zero",
+        )
+    shares = torch.tensor([named.get(domain, 0.0) for domain in domains], dtype=torch.float64)  # (K,)
+    return shares / shares.sum()
 
 
 def _share(name: object, weight: object) -> float:
-    try:
-        share = float(weight)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        share = math.nan
-    if not 0 <= share < math.inf:
+    share = finite(weight)
+    if not share >= 0:
         raise ConfigError(f"the weight of {name!r} is not a share", got=weight, allowed="a number of 0 or more")
     return share
-
-
-def _domain(name: str, domains: tuple[str, ...]) -> str:
-    """The domain that a name means."""
-    if name in domains:
-        return name
-    alike = [domain for domain in domains if _letters(domain) == _letters(name)]
-    if len(alike) == 1:
-        return alike[0]
-    if alike:
-        raise ConfigError(f"{name!r} could mean several domains", got=", ".join(alike), do="type the name as it is")
-    raise ConfigError(
-        f"the mixture names a domain that the pool does not have{closest(name, domains)}",
-        got=name,
-        allowed=", ".join(domains),
-        do="correct the name or take it out of the weights",
-    )
-
-
-def _letters(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum()) or name

@@ -25,10 +25,9 @@ from regimen.core.index import PoolIndex
 from regimen.core.plan import Draw
 from regimen.core.signal import Signal
 from regimen.core.strategy import Mixer, Observation
-from regimen.signals.loss import Loss
+from regimen.mixing.common import LOSS, domain_losses
 
 VARIANTS = ("paper", "repo_linear_ppl", "exp3")
-LOSS = Loss()
 
 
 class OdmState(NamedTuple):
@@ -75,22 +74,21 @@ class Odm(Mixer):
         return (LOSS,)
 
     def observe(self, state: OdmState, seen: Observation) -> OdmState:
-        """Rewards of the domains in the batch, from their mean loss per target token."""
+        """Rewards of the domains in the batch, from their mean loss per target token, where that is a number."""
         if seen.progress <= self.warmup:  # the batch of step s was drawn when s - 1 steps were done
             return state
-        k = len(seen.index.domains)
-        tokens = seen.tokens.double()
-        sums = torch.zeros(2, k, dtype=torch.float64).index_add_(
-            1, seen.domain, torch.stack([seen.values[LOSS] * tokens, tokens])
-        )  # (2, K)
-        present = sums[1] > 0  # (K,)
-        loss = sums[0] / sums[1].clamp(min=1)  # (K,)
-        return state._replace(rewards=torch.where(present, self._earned(state, loss), state.rewards))
+        loss, present = domain_losses(seen)  # (K,), (K,)
+        earned = self._earned(state, loss)  # (K,)
+        return state._replace(rewards=torch.where(present & earned.isfinite(), earned, state.rewards))
 
     def decide(self, state: OdmState, seen: Observation) -> Tensor:
         """Shares (K,) float64 of target tokens that draw rows of each domain with the policy's probability."""
-        warm = seen.progress < self.warmup
-        policy = self._first_policy(seen.index) if warm else self._policy(state.rewards, seen.step + 1)
+        if seen.progress < self.warmup:
+            policy = self._first_policy(seen.index)
+        else:
+            held = seen.index.sizes > 0  # (K,): a domain without rows is no arm
+            policy = torch.zeros_like(state.rewards)
+            policy[held] = self._policy(state.rewards[held], seen.step + 1)
         shares = policy * seen.index.mean_tokens()  # (K,)
         return shares / shares.sum()
 
@@ -98,8 +96,8 @@ class Odm(Mixer):
         return state._replace(policy=row_probabilities(decision, seen.index.mean_tokens()))
 
     def _first_policy(self, index: PoolIndex) -> Tensor:
-        k = len(index.domains)
-        return index.sizes.double() / index.rows if self.initial == "natural" else torch.full((k,), 1 / k).double()
+        rows = index.sizes.double()  # (K,)
+        return rows / rows.sum() if self.initial == "natural" else (rows > 0) / (rows > 0).sum().double()
 
     def _earned(self, state: OdmState, loss: Tensor) -> Tensor:
         """Rewards (K,) after losses (K,)."""

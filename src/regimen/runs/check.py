@@ -13,9 +13,14 @@ from rich.tree import Tree
 from regimen.core.errors import ConfigError
 from regimen.core.strategy import Mixer
 from regimen.data.pool import Pool
+from regimen.runs import stages
+from regimen.runs.compose import compose_plain
 from regimen.runs.estimate import gigabytes, hours, memory_bytes
 from regimen.runs.experiment import Experiment, make_experiment, make_pool, prepare_pool
+from regimen.runs.handover import references, rehearsed, resolve
+from regimen.runs.identity import run_name
 from regimen.runs.optimizers import make_optimizer
+from regimen.runs.staging import rehearse
 from regimen.training.module import Objective
 
 _KIND_QUESTION = {
@@ -46,7 +51,10 @@ def prepare(settings: Mapping[str, Any]) -> None:
 def check(settings: Mapping[str, Any], folder: Path) -> None:
     """Build and validate all of a run but its trainer, and print what it would do and cost."""
     pool = make_pool(settings, progress=True)
-    experiment = make_experiment(settings, pool, meta=True)
+    staged = _stages(settings, pool)
+    given = settings["strategies"]
+    settings = {**settings, "strategies": resolve(settings["strategies"], rehearsed(pool.domains))}
+    experiment = make_experiment(settings, pool, meta=True, stage_flops=sum(flops for _, flops in staged))
     experiment.stream()  # refuses a budget beyond the repetition cap
     for p in experiment.strategies:
         p.strategy.init(pool.train.index)  # refuses a mixture that does not fit the domains
@@ -54,9 +62,35 @@ def check(settings: Mapping[str, Any], folder: Path) -> None:
     make_optimizer(settings["optimizer"], experiment.steps)(torch.nn.Linear(1, 1))
     tree = Tree(f"[bold]{folder}[/bold]")
     tree.add(_pool_tree(pool))
-    _add_plan(tree, experiment)
+    if staged:
+        node = tree.add(f"stages, gone through {settings['rounds']} time{'s' * (settings['rounds'] != 1)} at most")
+        for line, _ in staged:
+            node.add(line)
+    _add_plan(tree, experiment, given)
     _add_cost(tree, experiment)
     Console(width=110).print(tree)
+
+
+def _stages(settings: Mapping[str, Any], pool: Pool) -> list[tuple[str, float]]:
+    """A line and the FLOPs of each stage in all rounds, were none of it in the store; stages are built with stand-ins."""
+    if not settings["stages"]:
+        return []
+    rehearse(settings, pool)
+    out = []
+    for name, spec in settings["stages"].items():
+        if "fit" in spec:
+            law = str(spec["fit"]["_target_"]).rpartition(".")[2]
+            out.append((f"[bold]{name}[/bold]: fits {law} to {', '.join(stages.sources(spec))}", 0.0))
+            continue
+        rounds = range(1, settings["rounds"] + 1)
+        runs = [m for r in rounds for m in stages.members(settings, name, round_number=r, domains=len(pool.domains))]
+        one = compose_plain(runs[0].overrides, where=f"stages.{name}")
+        one["strategies"] = resolve(one["strategies"], rehearsed(pool.domains))
+        built = make_experiment(one, pool, meta=True)
+        flops = built.flops(built.steps) * len(runs)
+        many = f"{len(runs)} run{'s' * (len(runs) != 1)} of {built.steps:,} steps"
+        out.append((f"[bold]{name}[/bold]: {many} ({run_name(one)}), FLOPs {flops:.3e}", flops))
+    return out
 
 
 def _overlap_line(pool: Pool) -> str:
@@ -82,12 +116,15 @@ def _pool_tree(pool: Pool) -> Tree:
     return tree
 
 
-def _add_plan(tree: Tree, experiment: Experiment) -> None:
+def _add_plan(tree: Tree, experiment: Experiment, given: Mapping[str, Any]) -> None:
+    """given: the strategies with their references to stages."""
     plan = tree.add("plan: keep, mix, order, weight")
     measured = experiment.measured_rows(experiment.steps)
     for p in experiment.strategies:
         node = plan.add(f"[bold]{p.name}[/bold] ({p.kind}: {_KIND_QUESTION[p.kind]})")
         node.add(str(p.strategy))
+        for stage, what in references(given[p.name]):
+            node.add(f"the {what} is what stage {stage} will give; the one above stands in for it")
         if p.trigger is not None:
             times = p.trigger.count(experiment.steps)
             node.add(f"decides {times} time{'s' * (times != 1)}: {p.trigger}")
@@ -106,6 +143,9 @@ def _add_cost(tree: Tree, experiment: Experiment) -> None:
     epochs = steps * rows / experiment.pool.train.index.rows
     cost.add(f"steps {steps:,} of {rows} rows, tokens {steps * experiment.batch_tokens:,.0f}, {epochs:.2f} epochs")
     cost.add(f"model {parameters:,} parameters")
-    cost.add(f"FLOPs {flops:.3e}, of which measuring {flops - training:.3e} ({(flops - training) / flops:.1%})")
+    measuring = flops - training - experiment.stage_flops
+    cost.add(f"FLOPs {flops:.3e}, of which measuring {measuring:.3e} ({measuring / flops:.1%})")
+    if experiment.stage_flops:
+        cost.add(f"stages {experiment.stage_flops:.3e} of these ({experiment.stage_flops / flops:.1%})")
     cost.add(f"time about {hours(experiment, flops)}")
     cost.add(f"memory about {gigabytes(memory_bytes(experiment))} per process, unsharded")

@@ -76,7 +76,7 @@ class Store:
     """The entries under `root`."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+        self.root = root.expanduser().resolve()
 
     def place(self, kind: str, name: str, key: str) -> Path:
         """Where an entry of this key is, or is to be made."""
@@ -95,7 +95,7 @@ class Store:
                 asked = known["asked_by"]
                 if asked_by is not None and asked_by not in asked:
                     asked = [*asked, asked_by]
-                entry = {"kind": kind, "name": name, "folder": str(folder.absolute()), "asked_by": asked}
+                entry = {"kind": kind, "name": name, "folder": str(folder.resolve()), "asked_by": asked}
                 if entry != known:
                     write_json(path, entry)
         except OSError as error:
