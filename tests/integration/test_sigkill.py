@@ -61,7 +61,7 @@ def kill_at(step: int, folder: Path, corpus: Path, home: Path, overrides: list[s
     [*ONE_PER_KIND, *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m not in ONE_PER_KIND)],
 )
 def test_a_killed_run_goes_on_exactly(method: str, corpus: Path, home: Path, tmp_path: Path) -> None:
-    overrides = overrides_of(method)
+    overrides = overrides_of(method, corpus, home)
     whole = run(corpus, home, *COMMON, *overrides, f"run_dir={tmp_path}/whole")
     step = random.randint(SAVE + 1, STEPS // 2)
     killed = tmp_path / "killed"

@@ -14,7 +14,10 @@ import filelock
 import pytest
 
 from regimen.core.errors import ConfigError
+from regimen.runs import validate
+from regimen.runs.identity import run_folder
 from regimen.runs.store import Store
+from regimen.runs.train import train
 from regimen.training.callbacks.checkpoint import checkpoints
 from tests.contract.test_methods import cut_after
 from tests.support.runs import SMALL, lines, run, settings_of, story, write_corpus
@@ -214,12 +217,14 @@ def test_a_larger_step_size_changes_the_proxy(corpus: Path, home: Path, doremi: 
     ],
 )
 def test_mistakes(corpus: Path, tmp_path: Path, overrides: list[str], words: str) -> None:
-    from regimen.runs import validate
-
     settings = settings_of(corpus, tmp_path, "method=doremi", "trainer.micro_batch_size=4", *overrides)
-    with pytest.raises(ConfigError, match=words):
+
+    def as_the_command_line() -> None:
         validate.settings(settings)
-        run(corpus, tmp_path, "method=doremi", "trainer.micro_batch_size=4", *overrides)
+        train(settings, run_folder(settings, sweep=None))
+
+    with pytest.raises(ConfigError, match=words):
+        as_the_command_line()
 
 
 def test_a_mistake_in_the_last_stage_is_found_before_the_first_runs(corpus: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def check(settings: Mapping[str, Any], folder: Path) -> None:
 
 
 def _stages(settings: Mapping[str, Any], pool: Pool) -> list[tuple[str, float]]:
-    """A line and the FLOPs of each stage in all rounds, were none of it in the store; stages are built with stand-ins."""
+    """A line and the FLOPs of each stage in all rounds, were the store empty; they are built with stand-ins."""
     if not settings["stages"]:
         return []
     rehearse(settings, pool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from regimen.runs.fitting_sources import fit_graph, fit_sources
 FORMAT = 1
 FILE = "fit.json"
 ONE_BY_ONE = 10  # with more mixtures than this, five folds are held out in turn
+
+Points = tuple[Array, Array]
+"""Observed and predicted objective (n,) of rows."""
 
 
 def fit_runs(
@@ -104,12 +107,17 @@ def fit_table(
         "judged_rows": len(rows),
         "seconds": round(time.perf_counter() - began, 3),
     }
-    points = [("fitted rows", *(part.tolist() for part in seen))]
-    if held is not None and outside is not None:
-        points.append((held["kind"], *(part.tolist() for part in outside)))
-    write(out, content)
-    fitting_figure.draw(out / "fit.png", points, content["mixture"], content["natural"])
+    _write(out, content, seen, outside)
     return content
+
+
+def _write(out: Path, content: dict[str, Any], seen: Points, outside: Points | None) -> None:
+    """Write both files, each atomically."""
+    points = [("fitted rows", *(part.tolist() for part in seen))]
+    if outside is not None:
+        points.append((content["held_out"]["kind"], *(part.tolist() for part in outside)))
+    write_json(out / FILE, content)
+    fitting_figure.draw(out / "fit.png", points, content["mixture"], content["natural"])
 
 
 def _proposal(fitted: Fitted, mixture: Array) -> dict[str, Any]:
@@ -123,11 +131,6 @@ def _proposal(fitted: Fitted, mixture: Array) -> dict[str, Any]:
             "natural": None if natural is None else float(fitted.predict(natural)[0]),
         },
     }
-
-
-def write(out: Path, content: Mapping[str, Any]) -> None:
-    """Write fit.json, atomically."""
-    write_json(out / FILE, dict(content))
 
 
 def read_fit(out: Path) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def final(table: LawTable) -> LawTable:
     return table if table.steps is None else table.rows(table.steps == table.steps.max())
 
 
-def compare(fitted: Fitted, table: LawTable) -> tuple[tuple[Array, Array], dict[str, float | None]]:
+def compare(fitted: Fitted, table: LawTable) -> tuple[Points, dict[str, float | None]]:
     """Observed and predicted objective (n,) of a table, and how well they agree."""
     observed = table.only(fitted.targets).losses @ fitted.weights  # (n,)
     predicted = fitted.predict(table.mixtures)  # (n,)
@@ -169,7 +172,7 @@ def quality(predicted: Array, observed: Array) -> dict[str, float | None]:
 
 def _held_out(
     law: Law, fitted: Fitted, table: LawTable, test: LawTable | None, target: Target, seed: int, notes: list[str]
-) -> tuple[dict[str, Any] | None, tuple[Array, Array] | None]:
+) -> tuple[dict[str, Any] | None, Points | None]:
     """Quality on rows that the law has not seen, with their observed and predicted objective."""
     if test is not None:
         points, agreement = compare(fitted, final(test))
@@ -182,7 +185,7 @@ def _held_out(
     return {"kind": kind, "rows": len(points[0]), **quality(points[1], points[0])}, points
 
 
-def cross_validated(law: Law, table: LawTable, target: Target, seed: int) -> tuple[str, tuple[Array, Array]]:
+def cross_validated(law: Law, table: LawTable, target: Target, seed: int) -> tuple[str, Points]:
     """Observed and predicted objective of each last-step row under a law fitted without any run of its mixture."""
     groups: dict[tuple[float, ...], int] = {}
     group = np.array([groups.setdefault(tuple(row), len(groups)) for row in np.round(table.mixtures, 9).tolist()])

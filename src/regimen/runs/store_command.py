@@ -29,7 +29,7 @@ def main(settings: Mapping[str, str]) -> int:
 
 
 def chosen(entries: list[Entry], wanted: str) -> list[Entry]:
-    """Entries by key, comma separated, or by set: `all`, `unused` (asked for by no run that still exists), `unfinished`.
+    """Entries by key, comma separated, or by set: `all`, `unused` (no run asked for them), `unfinished`.
 
     Raises ConfigError for a key that the store lacks.
     """
