@@ -1,6 +1,6 @@
 """Mixing methods on real text: equal tokens, paired seeds, three objectives; a table with intervals, whatever it says.
 
-    python benchmarks/mixing.py --corpus 'FOLDER/*.jsonl.gz' [--seeds 5] [--steps 200] [--workers 2] [--table FILE]
+    python benchmarks/mixing.py --corpus 'FOLDER/*.jsonl.gz' [--seeds 5] [--steps 120] [--workers 2] [--table FILE]
 
 The corpus is JSON lines with the fields `text` and `domain`, among whose domains are those of OBJECTIVES. A model of
 0.8M parameters is trained on each mixture; methods that rest on proxies train them with the same command, and what they
@@ -26,8 +26,8 @@ from regimen.evaluation.statistics import mean_interval, paired_interval
 OBJECTIVES: dict[str, tuple[str, ...]] = {"all domains": (), "one": ("code",), "pair": ("medical", "wikipedia")}
 COMMON = [
     *("model=nano", "dataset=jsonl", "dataset.domain_field=domain", "dataset.seq_len=128"),
-    *("dataset.tokenizer.vocab_size=2048", "dataset.validation.max_rows=32", "trainer.global_batch_size=16"),
-    *("trainer.threads=1", "trainer.progress=none", "optimizer.lr=2e-3", "evaluation.at=[0,0.5,1]"),
+    *("dataset.tokenizer.vocab_size=2048", "dataset.validation.max_rows=24", "trainer.global_batch_size=16"),
+    *("trainer.threads=1", "trainer.progress=none", "optimizer.lr=2e-3", "evaluation.at=[1]"),
     *("trainer.save_every_minutes=5", "trainer.keep_checkpoints=1"),
 ]
 ANY = {  # do not know the objective
@@ -38,7 +38,7 @@ ANY = {  # do not know the objective
     "odm": [],
     "ado": ["strategies.ado.refit_every=20"],
     "aioli": [
-        *("strategies.aioli.lp_rounds=1", "strategies.aioli.update_steps=100"),
+        *("strategies.aioli.lp_rounds=1", "strategies.aioli.update_steps=60"),
         *("strategies.aioli.max_rows=8", "strategies.aioli.eta=1.0"),
     ],
     "doremi": [],
@@ -62,7 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()

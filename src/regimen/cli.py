@@ -108,6 +108,7 @@ def _composed(command: str, arguments: list[str]) -> int:
 
     from regimen.runs import jobs
 
+    jobs.refuse_unknown_choice(arguments)
     given, launcher = list(sys.argv), os.getpid()
     failed: list[DictConfig] = []
 
@@ -157,7 +158,7 @@ def _complete() -> int:
 
 
 def _settings(command: str, arguments: list[str], known: dict[str, str], *, also: str = "=") -> dict[str, str]:
-    """Parse key=value arguments. known: what each key means, for the errors and for --help. also: keys that begin so."""
+    """Parse key=value arguments. known: what each key means, for errors and --help. also: keys that begin so."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(f"regimen {command} " + " ".join(f"{key}=..." for key in known))
         print("\n".join(f"  {key:<13} {meaning}" for key, meaning in known.items()))

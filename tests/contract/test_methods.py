@@ -20,13 +20,21 @@ from tests.support.runs import DOMAINS, lines, run, settings_of, story, write_co
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 # What a method cannot do without on any corpus.
-NEEDED = {"fixed": ["strategies.fixed.weights={code: 0.5, prose: 0.3, sums: 0.2}"]}
+NEEDED = {
+    "aioli": ["strategies.aioli.lp_rounds=1", "strategies.aioli.lp_steps=1", "strategies.aioli.update_steps=4"],
+    "fixed": ["strategies.fixed.weights={code: 0.5, prose: 0.3, sums: 0.2}"],
+}
 # Decide often enough that a resume falls between decisions.
 OFTEN = {
+    "ado": ["strategies.ado.start=3", "strategies.ado.refit_every=2"],
     "climb": ["rounds=2", "stages.swarm.count=[6,4]"],
     "loss_selection": ["strategies.loss_selection.when.steps=3"],
+    "mixture_schedule": ["strategies.mixture_schedule.interpolate=linear"],
     "odm": ["strategies.odm.draw_groups=4"],
     "pike": ["strategies.pike.when.steps=3", "strategies.pike.rows_per_domain=2"],
+    "sheared": ["strategies.sheared.when.steps=2"],
+    "skillit": ["strategies.skillit.when.steps=1", "strategies.skillit.update_every=2"],
+    "velocitune": ["strategies.velocitune.when.steps=2"],
 }
 COMPOSED = {
     "folding+loss_weighting": ["method=[folding,loss_weighting]", "trainer.micro_batch_size=2"],

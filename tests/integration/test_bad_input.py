@@ -115,7 +115,9 @@ def test_check_refuses_what_train_refuses(regimen: CommandLine, name: str) -> No
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("method=foldin", ["method/foldin", "folding", "zigzag"]),
+        ("method=foldin", ["no such method, did you mean 'folding'?", "method=foldin", "zigzag"]),
+        ("method=[odm,foldin]", ["no such method, did you mean 'folding'?"]),
+        ("model=nanno", ["no such model, did you mean 'nano'?"]),
         ("strategies.natural.drew=x", ["strategies.natural.drew", "drew"]),
         ("budget.stepz=3", ["budget.stepz", "stepz"]),
         ("method=natural,uniform", ["Ambiguous", "--multirun"]),

@@ -3,7 +3,8 @@
 Paper: ODM, arXiv 2312.02406.  Source of the variants: alon-albalak/online-data-mixing.
 Differs from the paper: nothing in the formulas of `paper`. The initial mixture of the warm-up is the pool's natural one
 or uniform. The paper's sequences have one length; here an arm's probability is that of a row, and the shares of target
-tokens that are decided are the ones that give rows this probability.
+tokens that are decided are the ones that give rows this probability. A domain without rows is no arm, and a loss
+that is not a number earns nothing.
 The paper draws one domain for each of 8 micro-batches of a step, as `draw: one_domain` with `draw_groups: 8` does.
 `loss / pi` is an unbiased estimate of a domain's loss for one draw per step; with 8 it is up to 8 times too large for a
 rare domain, in the paper as here, and with `draw: multinomial` every domain is in every batch and rare ones gain most.

@@ -77,7 +77,8 @@ def _stages(settings: Mapping[str, Any], pool: Pool) -> list[tuple[str, float]]:
         return []
     rehearse(settings, pool)
     out = []
-    for name, spec in settings["stages"].items():
+    for name in stages.needed(settings):
+        spec = settings["stages"][name]
         if "fit" in spec:
             law = str(spec["fit"]["_target_"]).rpartition(".")[2]
             out.append((f"[bold]{name}[/bold]: fits {law} to {', '.join(stages.sources(spec))}", 0.0))
@@ -126,7 +127,7 @@ def _add_plan(tree: Tree, experiment: Experiment, given: Mapping[str, Any]) -> N
         for stage, what in references(given[p.name]):
             node.add(f"the {what} is what stage {stage} will give; the one above stands in for it")
         if p.trigger is not None:
-            times = p.trigger.count(experiment.steps)
+            times = experiment.decisions(p)
             node.add(f"decides {times} time{'s' * (times != 1)}: {p.trigger}")
         if measured[p.name]:
             node.add(f"measures {measured[p.name]:,.0f} rows")

@@ -14,7 +14,6 @@ from regimen.core.errors import ConfigError, RunError
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Mixer, Selector, Weighter
 from regimen.core.stream import Stream
-from regimen.core.trigger import Trigger
 from regimen.data.pool import Pool
 from regimen.data.prepare import prepare
 from regimen.runs.budget import total_steps
@@ -70,7 +69,7 @@ class Experiment:
         if not needs:
             return 0.0
         if isinstance(strategy, Mixer):
-            return self._surveyed(needs) * self._decisions(strategy, trigger, steps)
+            return self._surveyed(needs) * self.decisions(placed, steps)
         if steps >= _COUNTED:  # too many to look at each
             return sum(signal.forwards for signal in needs) * trigger.count(steps) * pool_rows
         total = 0.0
@@ -89,11 +88,13 @@ class Experiment:
         domains = [signal for signal in needs if isinstance(signal, DomainSignal)]
         return sum(s.rows(batch=self.batch_rows, validation=rows, domains=k) for s in domains)
 
-    def _decisions(self, strategy: Mixer, trigger: Trigger, steps: int) -> int:
+    def decisions(self, placed: Placed, steps: int | None = None) -> int:
+        """How often a strategy decides in a run of `steps` steps."""
+        steps, trigger, index = steps or self.steps, placed.trigger, self.pool.train.index
+        assert trigger is not None
         if steps >= _COUNTED:
             return trigger.count(steps)
-        index = self.pool.train.index
-        return sum(trigger.fires(step, steps) and strategy.ready(step, index) for step in range(steps))
+        return sum(trigger.fires(step, steps) and placed.strategy.ready(step, index) for step in range(steps))
 
     def _weighed_ahead(self, weighter: Weighter) -> float:
         """The part of a batch that is measured before it is trained on: all micro-batches but the first."""

@@ -29,9 +29,11 @@ def references(tree: Any) -> list[tuple[str, str]]:
 
 
 def resolve(tree: Any, find: Find) -> Any:
-    """The same settings with each reference replaced by its value."""
+    """The same settings with each reference replaced by its value; what the user put beside one replaces it."""
     if is_reference(tree):
         return find(str(tree["stage"]), str(tree["gives"]))
+    if isinstance(tree, Mapping) and {"stage", "gives"} < set(tree):  # Hydra merges {web: 1} into {stage: x, gives: y}
+        return {key: resolve(value, find) for key, value in tree.items() if key not in ("stage", "gives")}
     if isinstance(tree, Mapping):
         return {key: resolve(value, find) for key, value in tree.items()}
     if isinstance(tree, list):

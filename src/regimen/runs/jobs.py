@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from regimen.core.errors import ConfigError, RegimenError
-from regimen.core.settings import LAYOUT, is_under
+from regimen.core.errors import ConfigError, RegimenError, closest
+from regimen.core.settings import LAYOUT, conf_dir, is_under
 from regimen.runs import validate
 from regimen.runs.compose import plain
 from regimen.runs.identity import run_folder, run_name, sweep_name
@@ -43,6 +44,24 @@ def with_sweep_folder(command: str, arguments: list[str]) -> list[str]:
     os.environ[_SWEEP] = named[-1] if named else sweep_name(overrides)
     place = [] if command == "train" else [f"hydra.sweep.dir=${{paths.outputs}}/.multirun/{os.environ[_SWEEP]}"]
     return [flags[0], *place, *rest]
+
+
+def refuse_unknown_choice(arguments: list[str]) -> None:
+    """Raises ConfigError for an option that a group of the configuration does not have, with the nearest that it has.
+
+    Hydra says so too, in a line per option. Folders of the user's own may hold more options: then Hydra looks alone.
+    """
+    if any("config-dir" in a or "config_dir" in a or "searchpath" in a or a in ("-cd", "-cp") for a in arguments):
+        return
+    for argument in arguments:
+        group, equals, value = argument.partition("=")
+        folder = conf_dir() / group
+        if not equals or not re.fullmatch(r"\w+", group) or not folder.is_dir():
+            continue
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        for choice in re.findall(r"\w+", value) if re.fullmatch(r"[\w,\[\] ]+", value) else []:
+            if choice not in (*known, "null"):
+                raise ConfigError(f"no such {group}{closest(choice, known)}", got=argument, allowed=", ".join(known))
 
 
 def run(command: str, config: DictConfig) -> None:

@@ -64,7 +64,7 @@ class Run:
             torch.set_num_threads(trainer_settings["threads"])
         pl.seed_everything(settings["seed"], verbose=False)
         staged = stage_costs(done)
-        built = resolved(settings, done) if done else settings
+        built = resolved(settings, done)
         self.experiment = make_experiment(built, pool, stage_flops=staged["flops"])
         stream = self.experiment.stream()
         self.trainer = self._trainer(make_trackers(settings, folder, sweep=sweep))

@@ -1,6 +1,7 @@
 """Stages: the runs and fits that a method needs before its own run, as the user's configuration states them.
 
-A stage is a mapping under `stages.NAME`, in the order in which stages are gone through:
+A stage is a mapping under `stages.NAME`, in the order in which stages are gone through. One that neither a strategy nor
+a stage that is needed refers to is not run.
   overrides: what an ordinary run of the stage is started with, on top of the user's overrides that reach stages.
   next: overrides in place of these from the second round on (`rounds`).
   count: a set of so many runs, with {member} in the overrides their numbers from 0; `domains` for one per domain; a
@@ -11,6 +12,7 @@ A stage is a mapping under `stages.NAME`, in the order in which stages are gone 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from regimen.core.errors import ConfigError, closest
 from regimen.core.settings import is_under
 from regimen.runs.budget import UNITS
+from regimen.runs.handover import references
 
 REACHES = ("model", "dataset", "objective", "optimizer", "trainer", "budget", "seed", "paths", "on_bad_record")
 """Groups and settings of the user that reach every stage unless the stage sets them."""
@@ -83,6 +86,22 @@ def sources(spec: Mapping[str, Any]) -> list[str]:
     """The stages whose runs a fit is made to."""
     runs = spec.get("runs")
     return [str(run) for run in runs] if isinstance(runs, list) else [str(runs)]
+
+
+def needed(settings: Mapping[str, Any]) -> list[str]:
+    """The stages that the run's strategies refer to, and those that these need, in order."""
+    stages = settings["stages"]
+    wanted = {stage for stage, _ in references(settings["strategies"])}
+    before: set[str] = set()
+    while wanted != before:
+        before = set(wanted)
+        for name in before & set(stages):
+            spec = stages[name]
+            texts = [*spec.get("overrides", []), *spec.get("next", [])]
+            texts += [text for more in spec.get("over") or [] for text in more]
+            wanted |= {stage for text in texts for stage in re.findall(r"\bstage\s*:\s*(\w+)", text)}
+            wanted |= set(sources(spec)) if "fit" in spec else set()
+    return [name for name in stages if name in wanted]
 
 
 def members(settings: Mapping[str, Any], name: str, *, round_number: int, domains: int) -> list[Member]:

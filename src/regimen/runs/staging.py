@@ -104,7 +104,8 @@ class Staging:
     def _round(self, number: int) -> bool:
         """Go through the stages once; whether they have converged."""
         converged = False
-        for name, spec in self.settings["stages"].items():
+        for name in stages.needed(self.settings):
+            spec = self.settings["stages"][name]
             before = self._mixture(name) if "converged" in spec else None
             found = [self._fit(name, spec, number)] if "fit" in spec else self._set(name, number)
             self._latest[name] = sorted(found, key=lambda done: done.number)
@@ -277,7 +278,8 @@ def rehearse(settings: Mapping[str, Any], pool: Pool) -> None:
         if stage not in names:
             raise ConfigError("a strategy refers to a stage that is not there", got=stage, allowed=", ".join(names))
     stand_in = rehearsed(pool.domains)
-    for name, spec in settings["stages"].items():
+    for name in stages.needed(settings):
+        spec = settings["stages"][name]
         if "fit" in spec:
             instantiate(f"stages.{name}.fit", spec["fit"])
             continue

@@ -93,3 +93,25 @@ def test_references() -> None:
     assert found == {"a": {"weights": "proxy.mixture", "b": [1, "x.model"]}}
     assert resolve({"stage": "a", "gives": "mixture"}, rehearsed(("p", "q"))) == {"p": 0.5, "q": 0.5}
     assert references({"stage": 1, "gives": 2, "more": 3}) == []
+
+
+def test_stages_that_nothing_refers_to_are_not_needed() -> None:
+    given = settings(
+        a={"overrides": ["x=1"]},
+        b={"overrides": ["x=1"], "next": ["y={stage: a, gives: mixture}"]},
+        swarm={"overrides": ["around={stage:law,gives:mixture}"]},
+        law={"fit": {}, "runs": "swarm"},
+        idle={"overrides": ["x={stage: b, gives: model}"]},
+    )
+    assert stages.needed({**given, "strategies": {}}) == []
+    of_b = {**given, "strategies": {"m": {"weights": {"stage": "b", "gives": "mixture"}}}}
+    assert stages.needed(of_b) == ["a", "b"]
+    of_law = {**given, "strategies": {"m": {"weights": {"stage": "law", "gives": "mixture"}}}}
+    assert stages.needed(of_law) == ["swarm", "law"]
+
+
+def test_what_the_user_gives_replaces_a_reference() -> None:
+    """Hydra merges a mapping into the reference that stands there."""
+    merged = {"graph": {"stage": "graph", "gives": "graph", "web": {"web": 1.0}}}
+    assert references(merged) == []
+    assert resolve(merged, lambda stage, what: None) == {"graph": {"web": {"web": 1.0}}}
