@@ -1,6 +1,6 @@
 """What the harness costs, measured in one process and reported as ratios.
 
-    python benchmarks/harness.py [--model tiny] [--repeats 5] [--steps 8] [--json out.json]
+    python benchmarks/harness.py [--model tiny] [--repeats 5] [--steps 8] [--methods odm,ado] [--json out.json]
 
 Step times are CPU seconds of this process (`time.process_time`) with one torch thread, the median over the steps of a
 run. A ratio is of two runs that follow each other, so that a busy machine slows both alike; the table shows its median
@@ -33,10 +33,11 @@ from regimen.core.index import PoolIndex
 from regimen.core.stream import Stream
 from regimen.runs.attempt import Attempt
 from regimen.runs.experiment import make_experiment, make_pool
+from regimen.runs.handover import rehearsed, resolve
 from regimen.runs.optimizers import make_optimizer
 from regimen.runs.run import Run
 from regimen.runs.summary import machine
-from regimen.runs.train import quiet_libraries
+from regimen.runs.train import quiet_libraries, train
 from regimen.training.callbacks.checkpoint import SaveCheckpoints
 from regimen.training.callbacks.strategies import StrategyCallback
 from regimen.training.callbacks.weighting import WeightingCallback
@@ -44,14 +45,27 @@ from regimen.training.callbacks.weighting import WeightingCallback
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml") if path.stem != "natural")
+FILES = {path.stem: path.read_text() for path in sorted((ROOT / "conf" / "method").glob("*.yaml"))}
+# A method whose stages give it a fixed mixture takes a step of `fixed`; its proxy has a file of its own.
+METHODS = [m for m, text in FILES.items() if m != "natural" and not ("stages:\n" in text and "FixedMixture" in text)]
 ORDERS = ("folding", "saw", "segment", "shuffle", "sorted", "stair", "zigzag")
 GOALS = {
     "regimen / bare PyTorch loop": 1.03,
-    **{f"{method} / natural": 1.02 for method in ("odm", "loss_weighting", *ORDERS)},
+    **{f"{method} / natural": 1.02 for method in ("odm", "ado", "loss_weighting", *ORDERS)},
+    "doremi_proxy / natural": 1.4,
 }
+DOMAINS = ("cpp", "docstrings", "markup", "prose", "python")
+EVEN = "{" + ", ".join(f"{name}: 2.0" for name in DOMAINS) + "}"
 EXTRA = {  # what a method needs here, and small measurements before training: they are not part of a step
+    "ado": ["strategies.ado.start=2", "strategies.ado.refit_every=1000"],
+    "aioli": ["strategies.aioli.lp_rounds=1", "strategies.aioli.lp_steps=1", "strategies.aioli.max_rows=2"],
     "fixed": ["strategies.fixed.weights={cpp: 0.2, docstrings: 0.2, markup: 0.2, prose: 0.2, python: 0.2}"],
+    "sheared": [f"strategies.sheared.reference={EVEN}", "strategies.sheared.max_rows=2"],
+    "skillit": [
+        "strategies.skillit.graph={" + ", ".join(f"{name}: {{{name}: 1.0}}" for name in DOMAINS) + "}",
+        "strategies.skillit.max_rows=2",
+    ],
+    "velocitune": [f"strategies.velocitune.targets={EVEN}", "strategies.velocitune.max_rows=2"],
     "loss_selection": ["strategies.loss_selection.candidates=128", "strategies.loss_selection.count=64"],
     "topk": ["strategies.topk.candidates=128", "strategies.topk.ratio=0.5"],
 }
@@ -81,6 +95,8 @@ class OwnTime:
                 callback.on_train_batch_end = self._timed(callback.on_train_batch_end)  # type: ignore[method-assign]
             if isinstance(callback, WeightingCallback):
                 callback.weigh = self._timed(callback.weigh)  # type: ignore[method-assign]
+                start = callback.on_train_batch_start
+                callback.on_train_batch_start = self._timed(start)  # type: ignore[method-assign]
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed_call(*given: Any) -> Any:
@@ -103,7 +119,8 @@ def settings_of(options: argparse.Namespace, folder: Path, *overrides: str) -> d
 def regimen_steps(settings: dict[str, Any], folder: Path) -> tuple[list[float], float]:
     """Step times of `regimen train`, without the evaluation and save at its end; and of these the strategies' own."""
     pool = make_pool(settings, progress=False)
-    run = Run(settings, folder, Attempt("begin", None, "benchmark"), pool, None, 0)
+    settings["strategies"] = resolve(settings["strategies"], rehearsed(pool.domains))
+    run = Run(settings, folder, Attempt("begin", None, "benchmark"), pool, None, 0, [])
     clock = StepClock()
     run.evaluate.steps = set()
     kept = [c for c in run.trainer.callbacks if not isinstance(c, SaveCheckpoints)]
@@ -151,13 +168,15 @@ def step_ratios(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         shares.setdefault(f"{method} / natural", []).append(own / statistics.median(seconds))
         return statistics.median(seconds)
 
+    reference = train(settings_of(options, folder, "method=natural", "budget.steps=1"), folder / "reference")
+    EXTRA["doremi_proxy"] = [f"strategies.doremi_proxy.reference={reference}"]
     ratios: dict[str, list[float]] = {}
     naturals = []
     for repeat in range(options.repeats):
         bare, natural = statistics.median(bare_steps(settings_of(options, folder))), step("natural")
         naturals.append(natural)
         ratios.setdefault("regimen / bare PyTorch loop", []).append(natural / bare)
-        for method in METHODS:
+        for method in options.methods.split(",") if options.methods else METHODS:
             ratios.setdefault(f"{method} / natural", []).append(step(method) / step("natural"))
         print(f"repeat {repeat + 1} of {options.repeats}", file=sys.stderr)
     own = {name: statistics.median(values) for name, values in shares.items()}
@@ -218,6 +237,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--methods", help="separated by commas; default: all")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -14,6 +14,13 @@ import yaml
 from hydra.utils import get_class
 
 ROOT = Path(__file__).resolve().parents[1]
+PROOFS = {  # reference tests that are not named after their method
+    **{f"entropy_{kind}": "entropy" for kind in ("shannon", "joint", "conditional", "von_neumann")},
+    **{law: f"{law}_law" for law in ("bimix", "regmix", "olmix", "mixmin")},
+    "climb": "regmix_law",
+    "doremi_proxy": "doremi",
+    "doge_proxy": "doge",
+}
 BEGIN, END = "<!-- methods: written by `make docs` -->", "<!-- end of methods -->"
 
 
@@ -22,35 +29,44 @@ def read(path: Path) -> dict[str, Any]:
     text = path.read_text()
     content = yaml.safe_load(text) or {}
     classes = [get_class(fields["_target_"]) for fields in content.get("strategies", {}).values()]
+    fits = [get_class(spec["fit"]["_target_"]) for spec in content.get("stages", {}).values() if "fit" in spec]
     summary = text.splitlines()[1].removeprefix("# ")
-    return {"name": path.stem, "summary": summary, "text": text, "classes": classes}
+    return {"name": path.stem, "summary": summary, "text": text, "classes": classes, "fits": fits}
 
 
 def paper(method: dict[str, Any]) -> str:
     """Links to the papers whose arXiv numbers the file or the module's docstring names."""
-    sources = [method["text"], *(inspect.getmodule(c).__doc__ or "" for c in method["classes"])]
+    sources = [method["summary"], *(inspect.getmodule(c).__doc__ or "" for c in (*method["classes"], *method["fits"]))]
     found = [n for source in sources for n in re.findall(r"\b\d{4}\.\d{5}\b", source)]
     return ", ".join(f"[{n}](https://arxiv.org/abs/{n})" for n in dict.fromkeys(found)) or "-"
 
 
 def proof(name: str) -> str:
     """The reference test of a method, linked."""
-    test = ROOT / "tests" / "reference" / f"test_{name}.py"
+    test = reference(name)
     return f"[test]({test.relative_to(ROOT)})" if test.is_file() else "contract tests only"
 
 
-def status(name: str) -> str:
+def reference(name: str) -> Path:
+    """Where the reference test of a method is, if it has one."""
+    return ROOT / "tests" / "reference" / f"test_{PROOFS.get(name, name)}.py"
+
+
+def status(method: dict[str, Any]) -> str:
     """Told honestly: a method without a reference test runs and resumes, and nothing says that it is right."""
-    return "complete" if (ROOT / "tests" / "reference" / f"test_{name}.py").is_file() else "runs, unproven"
+    if "experimental" in method["summary"].lower():
+        return "experimental: the formula is not confirmed"
+    return "complete" if reference(method["name"]).is_file() else "runs, unproven"
 
 
 def card(method: dict[str, Any]) -> str:
     """One method as a page."""
     parts = [f"# {method['name']}", method["summary"], f"Papers: {paper(method)}. Proven by {proof(method['name'])}."]
     parts = [part.replace("](tests/", "](../../tests/") for part in parts]
-    for kind in method["classes"]:
+    for kind in (*method["fits"], *method["classes"]):
         module = inspect.getdoc(inspect.getmodule(kind)) or ""
-        parts += [f"## `{kind.__module__}.{kind.__name__}` ({kind.kind})", module, inspect.getdoc(kind) or ""]
+        role = "law of a stage" if kind in method["fits"] else kind.kind
+        parts += [f"## `{kind.__module__}.{kind.__name__}` ({role})", module, inspect.getdoc(kind) or ""]
     parts += ["## Settings", f"`regimen train method={method['name']}`, with any of these overridden:"]
     return "\n\n".join([*parts, f"```yaml\n{method['text'].rstrip()}\n```"]) + "\n"
 
@@ -63,7 +79,7 @@ def table(methods: list[dict[str, Any]]) -> str:
     for m in rows:
         kinds = ", ".join(c.kind for c in m["classes"])
         link = f"[`{m['name']}`](docs/methods/{m['name']}.md)"
-        lines.append(f"| {link} | {kinds} | {m['summary']} | {paper(m)} | {proof(m['name'])} | {status(m['name'])} |")
+        lines.append(f"| {link} | {kinds} | {m['summary']} | {paper(m)} | {proof(m['name'])} | {status(m)} |")
     return "\n".join(lines)
 
 

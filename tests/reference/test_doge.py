@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regimen.core.errors import ConfigError, RunError
+from regimen.core.schedule import schedule_factor
 from regimen.core.strategy import WeighedBatch
 from regimen.mixing.doge import DogeProxy, DogeState
-from regimen.runs.optimizers import schedule_factor
 from regimen.training.module import Objective
 from tests.reference.observations import index_of, observing, weighing
 
@@ -24,7 +24,7 @@ CODE = {"clip": 5.0, "normalise_scores": True, "clip_scores": [0, 5], "absent": 
 
 def doge(**fields: object) -> DogeProxy:
     """lr / mu of 0.5 in every step, unless other fields are given."""
-    return DogeProxy(**{"lr": 0.05, "mu": 0.1, "schedule": "constant", "warmup": 0.0, **fields})  # type: ignore[arg-type]
+    return DogeProxy(**{"lr": 0.05, "mu": 0.1, **fields})  # type: ignore[arg-type]
 
 
 def gram_of(*gradients: object) -> Tensor:
@@ -138,7 +138,8 @@ def numpy_reference(
 def test_numpy_reference(target, ood):
     rng = np.random.default_rng(0)
     steps = [rng.normal(size=(4, 6)) for _ in range(8)]
-    fields = {"target": target, "out_of_domain": ood, "schedule": "cosine", "warmup": 2, "final": 0.2, "mu": 0.4}
+    cosine = {"kind": "cosine", "warmup": 2, "final": 0.2, "decay": 0.2}
+    fields = {"target": target, "out_of_domain": ood, "schedule": cosine, "mu": 0.4}
     strategy, index = doge(**fields), index_of([9] * 4)
     state = strategy.init(index)
     for step, g in enumerate(steps):
@@ -205,12 +206,12 @@ def test_options_of_the_released_code():
 
 
 def test_eta_is_the_learning_rate_of_the_run():
-    for kind in ("cosine", "linear", "constant"):
-        for warmup in (0.0, 0.1, 7):
-            strategy = doge(schedule=kind, warmup=warmup, final=0.1, lr=3e-4)
-            factor = schedule_factor({"kind": kind, "warmup": warmup, "final": 0.1, "decay": 0.2}, 50)
-            for step in range(50):
-                assert strategy.rate(step, 50) == pytest.approx(3e-4 * factor(step))
+    for kind in ("cosine", "linear", "wsd", "constant"):
+        schedule = {"kind": kind, "warmup": 7, "final": 0.1, "decay": 0.2}
+        strategy, factor = doge(schedule=schedule, lr=3e-4), schedule_factor(schedule, 50)
+        for step in range(50):
+            assert strategy.rate(step, 50) == pytest.approx(3e-4 * factor(step))
+    assert doge(lr=3e-4).rate(3, 50) == 3e-4
 
 
 def test_no_weight_is_lost_to_underflow():
@@ -236,8 +237,10 @@ def test_a_gradient_that_is_not_a_number_is_refused():
 @pytest.mark.parametrize(
     "fields",
     [
-        *({"schedule": "wsd"}, {"absent": "old"}, {"mu": 0}, {"lr": -1.0}, {"lr": math.nan}, {"final": 2.0}),
-        *({"warmup": -1}, {"clip": 0.0}, {"clip_scores": [5, 0]}, {"clip_scores": [1]}, {"target": []}),
+        {"schedule": {"kind": "step", "warmup": 0, "final": 0, "decay": 0.2}},
+        {"schedule": {"kind": "cosine", "warmup": -1, "final": 0, "decay": 0.2}},
+        *({"absent": "old"}, {"mu": 0}, {"lr": -1.0}, {"lr": math.nan}),
+        *({"clip": 0.0}, {"clip_scores": [5, 0]}, {"clip_scores": [1]}, {"target": []}),
         *({"out_of_domain": True}, {"parameters": "("}),
     ],
 )

@@ -15,7 +15,7 @@ tokens of domain k in the global batch, N of all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,11 +24,10 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError, RunError, closest
 from regimen.core.index import PoolIndex
+from regimen.core.schedule import schedule_factor
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, WeighedBatch, Weighter
 from regimen.signals.domains import GradientGram
-
-SCHEDULES = ("cosine", "linear", "constant")
 
 
 class DogeState(NamedTuple):
@@ -50,8 +49,8 @@ class DogeProxy(Weighter):
 
     target: the domains i that are summed over; null for all.
     out_of_domain: the targets get no weight, and their rows serve to measure alone.
-    lr, schedule, warmup, final: eta, as the fields of that name set the learning rate of a run.
-    mu: above 0, how far alpha stays from where it was. The paper uses 0.01, and 0.05 out of domain.
+    lr, schedule: eta, the learning rate of the run and its schedule (kind, warmup, final, decay); null: constant.
+    mu: above 0, how far alpha stays from where it was. The authors' settings are 0.01, and 0.05 out of domain.
     parameters: a regular expression for the names of parameters whose gradients are compared; null for all.
     clip: largest norm of a domain's gradient, in scores and in the step, as the code's 5; null for no limit.
     normalise_scores: divide W by the mean norm of the gradients of the domains that have weight.
@@ -62,9 +61,7 @@ class DogeProxy(Weighter):
     target: Sequence[str] | None = None
     out_of_domain: bool = False
     lr: float = 5e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = 0.05
-    final: float = 0.2
+    schedule: Mapping[str, Any] | None = None
     mu: float = 0.01
     parameters: str | None = None
     clip: float | None = None
@@ -73,15 +70,11 @@ class DogeProxy(Weighter):
     absent: Literal["zero", "last"] = "zero"
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("schedule", self.schedule, SCHEDULES), ("absent", self.absent, ("zero", "last"))):
-            if value not in allowed:
-                do = f"set strategies.doge_proxy.{name} to one of them"
-                raise ConfigError(f"unknown {name} of DoGE", got=value, allowed=", ".join(allowed), do=do)
+        if self.absent not in ("zero", "last"):
+            raise ConfigError("unknown absent of DoGE", got=self.absent, allowed="zero, last")
         if not (0 <= self.lr < math.inf and 0 < self.mu < math.inf):
             raise ConfigError("lr / mu is a step size", got=f"lr={self.lr}, mu={self.mu}", allowed="lr >= 0, mu > 0")
-        if not (0 <= self.warmup < math.inf and 0 <= self.final <= 1):
-            got = f"warmup={self.warmup}, final={self.final}"
-            raise ConfigError("the schedule's parts are out of range", got=got, allowed="warmup >= 0, final 0 to 1")
+        self.rate(0, 1)  # refuses a schedule that cannot be
         if self.clip is not None and not self.clip > 0:
             raise ConfigError("clip is a norm", got=self.clip, allowed="above 0, or null for no limit")
         limits = None if self.clip_scores is None else tuple(float(limit) for limit in self.clip_scores)
@@ -143,14 +136,7 @@ class DogeProxy(Weighter):
 
     def rate(self, step: int, total: int) -> float:
         """The learning rate eta of the batch after `step` of `total` optimizer steps."""
-        rise = int(self.warmup) if self.warmup >= 1 else round(self.warmup * total)
-        if step < rise:
-            return self.lr * (step + 1) / (rise + 1)
-        if self.schedule == "constant":
-            return self.lr
-        done = min((step - rise) / max(total - 1 - rise, 1), 1.0)
-        shape = 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
-        return self.lr * (self.final + (1 - self.final) * shape)
+        return self.lr * (1.0 if self.schedule is None else schedule_factor(self.schedule, total)(step))
 
     def _stepped(self, state: DogeState, seen: WeighedBatch | Observation, step: int) -> DogeState:
         """The state after a batch that came when `step` steps were done."""

@@ -13,6 +13,8 @@ import numpy as np
 
 from regimen.core.errors import ConfigError
 from regimen.core.files import write_json
+from regimen.mixing.laws import nested
+from regimen.mixing.laws.bimix import FittedBiMix
 from regimen.mixing.laws.constraints import Constraints
 from regimen.mixing.laws.law import Fitted, Law
 from regimen.mixing.laws.mixmin import MixMin
@@ -41,11 +43,13 @@ def fit_runs(
     constraints: Constraints | None = None,
     simulation: Simulation | None = None,
     seed: int = 0,
+    at_step: float | None = None,
 ) -> dict[str, Any]:
     """Fit a law to finished run folders (or folders of them) and write `fit.json` and `fit.png` to folder `out`.
 
     MixMin needs one run per domain, trained on it alone, with `validation_rows.npz`; the other laws any mixtures.
-    Returns the content of fit.json.
+    at_step: propose for a run of so many steps: BiMix is a law of steps itself; for the others the losses of each run
+    are extrapolated to it by a power law first, as Data Mixing Laws does (nested laws). Returns fit.json's content.
 
     Raises:
         ConfigError: runs that do not compare, too few of them, an unknown target, constraints that nothing obeys.
@@ -58,7 +62,7 @@ def fit_runs(
     tables = fitting_tables.table_of_runs(folders, unit=unit)
     return fit_table(
         law, tables.table, out, target=target, unit=unit, constraints=constraints, simulation=simulation, seed=seed,
-        notes=tables.notes,
+        notes=tables.notes, at_step=at_step,
     )  # fmt: skip
 
 
@@ -74,21 +78,27 @@ def fit_table(
     simulation: Simulation | None = None,
     seed: int = 0,
     notes: Sequence[str] = (),
+    at_step: float | None = None,
 ) -> dict[str, Any]:
     """Fit a law to a table, test it on `test` or held-out mixtures, and write both files. Returns fit.json's content.
 
-    seed: of the folds, and of the simulation where none is given.
+    seed: of the folds, and of the simulation where none is given. at_step: see `fit_runs`.
     """
     constraints = constraints or Constraints()
     constraints.bounds(table.domains)  # refuse what nothing obeys before the fit
     if test is not None:
         test = table.only(tuple(target_weights(table.targets, target))).same_domains(test)
     began = time.perf_counter()
+    if at_step and not law.uses_steps:
+        table = nested.at_step(table, at_step)
+        notes = [*notes, f"losses are extrapolated to step {at_step:g} by a power law of each run"]
     fitted = law.fit(table, target)
     rows = final(table)
     seen, inside = compare(fitted, rows)
     more = [*notes, *fitted.notes]
     held, outside = _held_out(law, fitted, table, test, target, seed, more)
+    if at_step and isinstance(fitted, FittedBiMix):
+        fitted = fitted.at(at_step)
     mixture = propose(fitted, constraints, simulation or Simulation(seed=seed))  # (K,)
     content = {
         "format": FORMAT,

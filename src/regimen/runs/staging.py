@@ -205,8 +205,15 @@ def fit(name: str, spec: Mapping[str, Any], runs: list[Path], folder: Path) -> N
                 f"unknown setting stages.{name}.constraints.{key}{closest(key, known)}", allowed=", ".join(known)
             )
     law = instantiate(f"stages.{name}.fit", spec["fit"])
-    target, unit = spec.get("target", "mean"), spec.get("unit", "loss")
-    fit_runs(law, runs, folder, target=target, unit=unit, constraints=Constraints(**given))
+    fit_runs(
+        law,
+        runs,
+        folder,
+        target=spec.get("target", "mean"),
+        unit=spec.get("unit", "loss"),
+        constraints=Constraints(**given),
+        at_step=spec.get("at_step"),
+    )
 
 
 def find_in(latest: Mapping[str, list[Done]]) -> Callable[[str, str], Any]:

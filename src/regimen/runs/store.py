@@ -93,6 +93,8 @@ class Store:
             with filelock.FileLock(self.root / ".lock"):
                 known = self._read(key) or {"asked_by": []}
                 asked = known["asked_by"]
+                if known.get("folder") and is_finished(Path(known["folder"])):
+                    folder = Path(known["folder"])  # the same run, made before: its folder must not be lost sight of
                 if asked_by is not None and asked_by not in asked:
                     asked = [*asked, asked_by]
                 entry = {"kind": kind, "name": name, "folder": str(folder.resolve()), "asked_by": asked}

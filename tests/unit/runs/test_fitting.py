@@ -103,6 +103,21 @@ def test_other_laws_take_the_last_evaluation(sweep, tmp_path):
     assert min(content["mixture"].values()) >= 0.1 - 1e-9
 
 
+def test_losses_are_extrapolated_to_the_step_of_the_run_to_come(tmp_path):
+    """Nested laws: lower losses at a later step, told in the notes; BiMix only proposes for it."""
+    sweep = tmp_path / "longer"
+    for i, mixture in enumerate(mixtures_of(8, 3, strength=3)):
+        write_run(sweep / f"run{i}", mixture, steps=(25, 50, 75, 100))
+    ends, later = (
+        fit_runs(RegMixLinear(), [sweep], tmp_path / str(step), at_step=step)["predicted"]["natural"]
+        for step in (None, 100_000)
+    )
+    assert later < ends
+    assert "step 100000" in " ".join(json.loads((tmp_path / "100000" / "fit.json").read_text())["notes"])
+    steps = [fit_runs(BiMix(), [sweep], tmp_path / f"b{s}", at_step=s)["parameters"]["step"] for s in (None, 1e5)]
+    assert steps[0] < steps[1] == 1e5
+
+
 def test_more_mixtures_are_held_out_in_folds(tmp_path):
     table = read_like(mixtures_of(23, 3, strength=3))
     content = fit_table(RegMixLinear(), table, tmp_path)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from regimen.core.errors import ConfigError
-from regimen.runs.optimizers import make_optimizer, schedule_factor
+from regimen.core.schedule import schedule_factor
+from regimen.runs.optimizers import make_optimizer
 from tests.support.runs import compose_settings
 
 

@@ -48,6 +48,15 @@ def test_what_is_gone_or_unfinished_is_not_used(store: Store, tmp_path: Path) ->
     assert store.entries()[0].state == "unfinished"
 
 
+def test_the_same_run_made_again_elsewhere_hides_nothing(store: Store, tmp_path: Path) -> None:
+    own = finished(store.place("run", "a", "k1"))
+    store.note("run", "a", "k1", own, asked_by="x")
+    store.note("run", "a", "k1", finished(tmp_path / "outputs/a"), asked_by=None)
+    (entry,) = store.entries()
+    assert entry.folder == own
+    assert entry.own
+
+
 def test_asked_by_is_noted_once(store: Store) -> None:
     folder = finished(store.place("run", "a", "k1"))
     for who in ("x", "y", "x"):
