@@ -89,13 +89,11 @@ def fit_table(
     if test is not None:
         test = table.only(tuple(target_weights(table.targets, target))).same_domains(test)
     began = time.perf_counter()
-    if at_step and not law.uses_steps:
-        table = nested.at_step(table, at_step)
-        notes = [*notes, f"losses are extrapolated to step {at_step:g} by a power law of each run"]
+    table, told = _extrapolated(law, table, at_step)
     fitted = law.fit(table, target)
     rows = final(table)
     seen, inside = compare(fitted, rows)
-    more = [*notes, *fitted.notes]
+    more = [*notes, *told, *fitted.notes]
     held, outside = _held_out(law, fitted, table, test, target, seed, more)
     if at_step and isinstance(fitted, FittedBiMix):
         fitted = fitted.at(at_step)
@@ -109,9 +107,8 @@ def fit_table(
         **inside,
         "held_out": held,
         "parameters": fitted.parameters,
-        **_proposal(fitted, mixture),
+        **_proposal(fitted, mixture, constraints),
         "best_row": {"run": rows.runs[int(seen[0].argmin())], "observed": float(seen[0].min())},
-        "constraints": dataclasses.asdict(constraints),
         "notes": more,
         "rows": len(table),
         "judged_rows": len(rows),
@@ -119,6 +116,14 @@ def fit_table(
     }
     _write(out, content, seen, outside)
     return content
+
+
+def _extrapolated(law: Law, table: LawTable, at_step: float | None) -> tuple[LawTable, list[str]]:
+    """The table with each run's losses at the step asked for, where the law itself knows no steps; and what to note."""
+    if not at_step or law.uses_steps:
+        return table, []
+    note = f"losses are extrapolated to step {at_step:g} by a power law of each run"
+    return nested.at_step(table, at_step), [note]
 
 
 def _write(out: Path, content: dict[str, Any], seen: Points, outside: Points | None) -> None:
@@ -130,10 +135,11 @@ def _write(out: Path, content: dict[str, Any], seen: Points, outside: Points | N
     fitting_figure.draw(out / "fit.png", points, content["mixture"], content["natural"])
 
 
-def _proposal(fitted: Fitted, mixture: Array) -> dict[str, Any]:
+def _proposal(fitted: Fitted, mixture: Array, constraints: Constraints) -> dict[str, Any]:
     """The proposed mixture (K,) beside the natural one, and the objective predicted for both."""
     natural = fitted.natural
     return {
+        "constraints": dataclasses.asdict(constraints),
         "mixture": dict(zip(fitted.domains, mixture.tolist(), strict=True)),
         "natural": None if natural is None else dict(zip(fitted.domains, natural.tolist(), strict=True)),
         "predicted": {

@@ -199,7 +199,9 @@ def test_local_text_is_there_in_every_domain_and_always_the_same(tmp_path):
 
 def test_local_text_comes_from_the_base_dependencies_of_the_project():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert sorted(ROOTS) == sorted(line.partition(">=")[0].partition("[")[0] for line in project["dependencies"])
+    assert {*ROOTS, "scipy", "lightgbm"} == {
+        line.partition(">=")[0].partition("[")[0] for line in project["dependencies"]
+    }
 
 
 @pytest.mark.parametrize(

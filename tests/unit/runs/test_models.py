@@ -28,6 +28,7 @@ ABOUT = {  # preset: (vocabulary, parameters it is named after)
     "delt_470m": (32_000, 470e6),
     "delt_1b": (32_000, 1.0e9),
     "delt_1_7b": (32_000, 1.7e9),
+    "doremi_280m": (256_000, 280e6),
 }
 
 

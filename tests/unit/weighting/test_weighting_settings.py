@@ -37,4 +37,4 @@ def test_refused(settings, words):
 
 
 def test_weighs_the_whole_batch():
-    assert LossWeighting.scope == "batch"
+    assert LossWeighting().scope == "batch"

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from regimen.data.settings import DatasetSettings
 from regimen.data.sources.records import BadRecords, Record
 
-# The base dependencies of pyproject.toml. Written out here because a checkout that is run in place has no metadata.
+# Base dependencies of pyproject.toml, written out because a checkout that is run in place has no metadata. SciPy and
+# LightGBM, which came later, are left out: their text would change every pool made before.
 ROOTS = (
     "hydra-core", "omegaconf", "pytorch-lightning", "torch", "transformers", "tokenizers", "datasets", "wandb",
     "numpy", "pyarrow", "fsspec", "filelock", "psutil", "rich", "matplotlib", "tensorboard",
