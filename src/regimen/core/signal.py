@@ -29,6 +29,14 @@ class Meter(Protocol):
         """
         ...
 
+    def tokens(self, ids: Tensor) -> list[Tensor]:
+        """The tokens (n_i,) int64 of each row."""
+        ...
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """The text of each row, without special tokens."""
+        ...
+
 
 class Surveyor(Protocol):
     """What a signal of domains may use to measure. All methods are collective: every rank calls them alike."""

@@ -110,7 +110,7 @@ def fit_table(
         **_proposal(fitted, mixture, constraints),
         "best_row": {"run": rows.runs[int(seen[0].argmin())], "observed": float(seen[0].min())},
         "notes": more,
-        "rows": len(table),
+        "rows": len(table if law.uses_steps else rows),
         "judged_rows": len(rows),
         "seconds": round(time.perf_counter() - began, 3),
     }

@@ -147,6 +147,7 @@ class Run:
             "clock": self.context.clock,
             "batch_size": settings["trainer"]["sweep_batch_size"],
             "token_bytes": pool.token_bytes,
+            "tokenizer": pool.tokenizer_path,
             "document_mask": settings["dataset"]["document_mask"],
         }
         measuring = Sweeper(self.trainer, self.module, pool.train, purpose="measuring", **shared)

@@ -21,7 +21,7 @@ class DomainSurveyor:
     """
 
     def __init__(self, pool: Pool, *, training: Sweeper, validation: Sweeper) -> None:
-        self.pool, self.validation = pool, validation
+        self.pool, self.training, self.validation = pool, training, validation
         self.gradients = DomainGradients(training)
 
     @property
@@ -49,18 +49,11 @@ class DomainSurveyor:
 
     def tokens(self, domain: int, limit: int) -> list[Tensor]:
         """Token rows (n_i,) int64 of a domain, whole rows spread evenly over it, up to about `limit` tokens."""
-        ids = self._spread(domain, rows=-(-limit // self.pool.seq_len))
-        found = self.pool.train.read(ids)
-        return [row[:length] for row, length in zip(found.tokens, found.lengths.tolist(), strict=True)]
+        return self.training.tokens(self._spread(domain, rows=-(-limit // self.pool.seq_len)))
 
     def texts(self, domain: int, limit: int) -> list[str]:
         """The text of about `limit` rows of a domain, spread evenly over it."""
-        from transformers import AutoTokenizer
-
-        found = self.pool.train.read(self._spread(domain, rows=limit))
-        tokenizer = AutoTokenizer.from_pretrained(self.pool.tokenizer_path)
-        rows = [row[:length] for row, length in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)]
-        return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
+        return self.training.texts(self._spread(domain, rows=limit))
 
     def _spread(self, domain: int, *, rows: int) -> Tensor:
         """Ids (n,) of at most `rows` rows of a domain, evenly spaced."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import pytorch_lightning as pl
@@ -48,6 +49,7 @@ class Sweeper:
     """Forward passes over rows of a table, spread over the ranks, charged to `purpose` on the clock.
 
     batch_size: rows per forward pass on one rank. token_bytes: (V,) UTF-8 bytes that each token stands for.
+    tokenizer: folder of the tokenizer that the rows were made with.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class Sweeper:
         purpose: str,
         batch_size: int,
         token_bytes: Tensor,
+        tokenizer: Path,
         document_mask: bool,
     ) -> None:
-        self.trainer, self.module, self.table = trainer, module, table
+        self.trainer, self.module, self.table, self.tokenizer = trainer, module, table, tokenizer
         self.clock, self.purpose = clock, purpose
         self.batch_size, self.token_bytes, self.document_mask = batch_size, token_bytes, document_mask
 
@@ -70,6 +73,21 @@ class Sweeper:
     def index(self) -> PoolIndex:
         """The rows that are measured."""
         return self.table.index
+
+    def tokens(self, ids: Tensor) -> list[Tensor]:
+        """The tokens (n_i,) int64 of rows `ids` (n,)."""
+        with self.clock.timed(self.purpose):
+            found = self.table.read(ids)
+            return [row[:length] for row, length in zip(found.tokens, found.lengths.tolist(), strict=True)]
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """The text of rows `ids` (n,), without special tokens."""
+        from transformers import AutoTokenizer
+
+        rows = [row.tolist() for row in self.tokens(ids)]
+        with self.clock.timed(self.purpose):
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+            return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
 
     def losses(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Summed losses (n,) float64 in nats and target tokens (n,) of rows `ids` (n,)."""
