@@ -1,4 +1,4 @@
-"""DoReMi's proxy in a plain loop: the same batches, losses, weights and gradients, written again without the harness."""
+"""DoReMi's proxy in a plain loop: the same batches, losses, weights and gradients, without the harness."""
 
 from __future__ import annotations
 

@@ -260,3 +260,22 @@ def test_a_reference_that_is_no_finished_run(corpus: Path, home: Path, tmp_path:
         reference = tmp_path
     with pytest.raises(ConfigError, match=words):
         run(corpus, home, "method=doremi_proxy", f"strategies.doremi_proxy.reference={reference}")
+
+
+def test_a_kill_inside_a_swarm_changes_nothing(corpus: Path, home: Path, tmp_path: Path) -> None:
+    """What was finished is found, what was not goes on, the others are trained; the fit is the same."""
+    regmix = ("method=regmix", "proxy.runs=6", "trainer.save_every_steps=1", "trainer.keep_checkpoints=null")
+    whole = run(corpus, tmp_path, *regmix, f"paths.pools={home}/pools", f"paths.store={tmp_path}/store")
+    members = [Path(stage["folder"]) for stage in summary(whole)["stages"] if stage["stage"] == "swarm"]
+    fit = Path(summary(whole)["stages"][-1]["folder"])
+    told, expected = summary(whole), json.loads((fit / "fit.json").read_text())["mixture"]
+    kept = tmp_path / "kept"
+    members[2].rename(kept)
+    for path in (whole, fit, *members[3:]):
+        subprocess.run(["rm", "-r", str(path)], check=True)
+    cut_after(kept, members[2], step=5)
+    again = run(corpus, tmp_path, *regmix, f"paths.pools={home}/pools", f"paths.store={tmp_path}/store")
+    assert [stage["trained"] for stage in summary(again)["stages"]] == [False, False, *[True] * 5]
+    assert story(members[2]) == story(kept)
+    assert json.loads((fit / "fit.json").read_text())["mixture"] == expected
+    assert summary(again)["evaluation"] == told["evaluation"]

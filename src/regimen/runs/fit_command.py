@@ -30,6 +30,7 @@ FIT = {
     "draws": "mixtures to simulate for laws without an exact optimum (default 100000)",
     "top": "how many of the best are averaged (default 128)",
     "at_step": "with runs=: propose for a run of so many steps; losses are extrapolated to it",
+    "at_size": "with runs= of three model sizes or more: propose for so many parameters, embeddings left out",
     "seed": "of held-out folds and simulation (default 0)",
     "run_dir": "where fit.json and fit.png go; default: outputs/fit-LAW",
 }
@@ -86,8 +87,7 @@ def _fit(law: Any, settings: Mapping[str, str], out: Path) -> dict[str, Any]:
     if "runs" in settings:
         folders = [Path(part) for part in settings["runs"].split(",")]
         unit = settings.get("unit", "loss")
-        if "at_step" in settings:
-            common["at_step"] = number("at_step", settings["at_step"], float)
+        common |= {key: number(key, settings[key], float) for key in ("at_step", "at_size") if key in settings}
         return fitting.fit_runs(law, folders, out, unit=unit, simulation=Simulation(seed=seed, **simulated), **common)
     if isinstance(law, MixMin):
         raise ConfigError(

@@ -44,12 +44,14 @@ def fit_runs(
     simulation: Simulation | None = None,
     seed: int = 0,
     at_step: float | None = None,
+    at_size: float | None = None,
 ) -> dict[str, Any]:
     """Fit a law to finished run folders (or folders of them) and write `fit.json` and `fit.png` to folder `out`.
 
-    MixMin needs one run per domain, trained on it alone, with `validation_rows.npz`; the other laws any mixtures.
+    Returns the content of fit.json. MixMin and the skill graph need one run per domain, trained on it alone.
     at_step: propose for a run of so many steps: BiMix is a law of steps itself; for the others the losses of each run
-    are extrapolated to it by a power law first, as Data Mixing Laws does (nested laws). Returns fit.json's content.
+        are extrapolated to it by a power law first, as Data Mixing Laws does (nested laws).
+    at_size: in the same way, for so many parameters without embeddings, from runs of three model sizes or more.
 
     Raises:
         ConfigError: runs that do not compare, too few of them, an unknown target, constraints that nothing obeys.
@@ -59,10 +61,11 @@ def fit_runs(
         return fit_sources(law, folders, out, target=target, constraints=constraints or Constraints(), seed=seed)
     if isinstance(law, LearnSkillGraph):
         return fit_graph(folders, out, unit=unit)
-    tables = fitting_tables.table_of_runs(folders, unit=unit)
+    tables = fitting_tables.table_of_runs(folders, unit=unit, sizes=bool(at_size))
+    table, told = _extrapolated(law, tables.table, at_step, at_size)
     return fit_table(
-        law, tables.table, out, target=target, unit=unit, constraints=constraints, simulation=simulation, seed=seed,
-        notes=tables.notes, at_step=at_step,
+        law, table, out, target=target, unit=unit, constraints=constraints, simulation=simulation, seed=seed,
+        notes=[*tables.notes, *told], at_step=at_step,
     )  # fmt: skip
 
 
@@ -82,18 +85,17 @@ def fit_table(
 ) -> dict[str, Any]:
     """Fit a law to a table, test it on `test` or held-out mixtures, and write both files. Returns fit.json's content.
 
-    seed: of the folds, and of the simulation where none is given. at_step: see `fit_runs`.
+    seed: of the folds, and of the simulation where none is given. at_step: that a law of steps proposes for.
     """
     constraints = constraints or Constraints()
     constraints.bounds(table.domains)  # refuse what nothing obeys before the fit
     if test is not None:
         test = table.only(tuple(target_weights(table.targets, target))).same_domains(test)
     began = time.perf_counter()
-    table, told = _extrapolated(law, table, at_step)
     fitted = law.fit(table, target)
     rows = final(table)
     seen, inside = compare(fitted, rows)
-    more = [*notes, *told, *fitted.notes]
+    more = [*notes, *fitted.notes]
     held, outside = _held_out(law, fitted, table, test, target, seed, more)
     if at_step and isinstance(fitted, FittedBiMix):
         fitted = fitted.at(at_step)
@@ -118,12 +120,18 @@ def fit_table(
     return content
 
 
-def _extrapolated(law: Law, table: LawTable, at_step: float | None) -> tuple[LawTable, list[str]]:
-    """The table with each run's losses at the step asked for, where the law itself knows no steps; and what to note."""
-    if not at_step or law.uses_steps:
-        return table, []
-    note = f"losses are extrapolated to step {at_step:g} by a power law of each run"
-    return nested.at_step(table, at_step), [note]
+def _extrapolated(
+    law: Law, table: LawTable, at_step: float | None, at_size: float | None
+) -> tuple[LawTable, list[str]]:
+    """The table with the losses at the step and size asked for, where the law itself knows none; and what to note."""
+    told = []
+    if at_step and not law.uses_steps:
+        table = nested.at_step(table, at_step)
+        told.append(f"losses are extrapolated to step {at_step:g} by a power law of each run")
+    if at_size:
+        table = nested.at_size(table, at_size)
+        told.append(f"losses are extrapolated to {at_size:g} parameters by power laws of model size with one exponent")
+    return table, told
 
 
 def _write(out: Path, content: dict[str, Any], seen: Points, outside: Points | None) -> None:

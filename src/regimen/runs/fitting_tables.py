@@ -169,8 +169,10 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
     return finished
 
 
-def table_of_runs(runs: Sequence[Path], *, unit: str = "loss") -> Tables:
+def table_of_runs(runs: Sequence[Path], *, unit: str = "loss", sizes: bool = False) -> Tables:
     """One row per run and evaluation after the first step: the mixture that the run decided on, losses by domain.
+
+    sizes: runs may have models of several sizes, which the table then tells.
 
     Raises:
         ConfigError: runs with other domains, targets or model sizes than the first.
@@ -180,12 +182,13 @@ def table_of_runs(runs: Sequence[Path], *, unit: str = "loss") -> Tables:
     first = summary_of(runs[0])
     natural: dict[str, float] = first["mixture"]["natural"]
     targets: tuple[str, ...] = ()
-    rows: list[tuple[list[float], list[float], float, str]] = []
+    rows: list[tuple[list[float], list[float], float, str, float]] = []
     notes: list[str] = []
     for run in runs:
         told = summary_of(run)
         _same(run, "domains", sorted(told["mixture"]["natural"]), sorted(natural))
-        _same(run, "parameters", told.get("parameters"), first.get("parameters"))
+        if not sizes:
+            _same(run, "parameters", told.get("parameters"), first.get("parameters"))
         mixture = mixture_of(told)
         notes += _drift(run, told, mixture)
         for row in evaluations(run, unit):
@@ -193,7 +196,8 @@ def table_of_runs(runs: Sequence[Path], *, unit: str = "loss") -> Tables:
             _same(run, "validation domains", sorted(row.losses), sorted(targets))
             if row.step > 0:
                 losses = [row.losses[name] for name in targets]
-                rows.append(([mixture[name] for name in natural], losses, row.step, run.name))
+                size = float(told.get("non_embedding_parameters", 0))
+                rows.append(([mixture[name] for name in natural], losses, row.step, run.name, size))
     if not rows:
         raise ConfigError("the runs have no evaluation after their first step", do="set evaluation.at=[1]")
     table = LawTable(
@@ -203,6 +207,7 @@ def table_of_runs(runs: Sequence[Path], *, unit: str = "loss") -> Tables:
         losses=np.array([row[1] for row in rows]),
         natural=np.array(list(natural.values())),
         steps=np.array([row[2] for row in rows]),
+        sizes=np.array([row[4] for row in rows]) if sizes else None,
         runs=tuple(row[3] for row in rows),
     )
     return Tables(table=table, columns={}, notes=tuple(notes))

@@ -93,8 +93,7 @@ class Run:
         self._measure_with(pool)
         self._compare_with(pool)
         self.trainer.callbacks[:] = [*self.trainer.callbacks, *self._callbacks()]
-        parameters = sum(p.numel() for p in self.module.parameters())
-        self.summary = summary.beginning(settings, pool, self.experiment.strategies, parameters)
+        self.summary = summary.beginning(settings, pool, self.experiment.strategies, self.experiment.model)
         if done:
             self.summary["stages"] = [{**asdict(d), "cost": d.cost()} for d in done]
 

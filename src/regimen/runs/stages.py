@@ -6,8 +6,8 @@ a stage that is needed refers to is not run.
   next: overrides in place of these from the second round on (`rounds`).
   count: a set of so many runs, with {member} in the overrides their numbers from 0; `domains` for one per domain; a
       list for a count by round. over: a set of one run per list of further overrides.
-  fit: a law (`_target_`) that is fitted to the runs of the stages `runs`. target, unit, at_step, constraints: see
-      `regimen fit`.
+  fit: a law (`_target_`) that is fitted to the runs of the stages `runs`. target, unit, at_step, at_size and
+      constraints are those of `regimen fit`.
   converged: rounds stop when the mixture that this stage gives moved by less than this in every domain.
 """
 
@@ -27,7 +27,7 @@ REACHES = ("model", "dataset", "objective", "optimizer", "trainer", "budget", "s
 """Groups and settings of the user that reach every stage unless the stage sets them."""
 
 _RUN_KEYS = ("overrides", "next", "count", "over", "converged")
-_FIT_KEYS = ("fit", "runs", "target", "unit", "constraints", "at_step", "converged")
+_FIT_KEYS = ("fit", "runs", "target", "unit", "constraints", "at_step", "at_size", "converged")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,6 +213,7 @@ def fit(name: str, spec: Mapping[str, Any], runs: list[Path], folder: Path) -> N
         unit=spec.get("unit", "loss"),
         constraints=Constraints(**given),
         at_step=spec.get("at_step"),
+        at_size=spec.get("at_size"),
     )
 
 

@@ -8,17 +8,20 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from torch import nn
+
 from regimen import __version__
 from regimen.data.pool import Pool
 from regimen.runs.identity import config_hash, methods, run_name
 from regimen.runs.strategies import Placed
 from regimen.training.context import RunContext
+from regimen.training.cost import non_embedding_parameters
 
 FORMAT = 1
 _LIBRARIES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "datasets", "hydra-core", "numpy")
 
 
-def beginning(settings: Mapping[str, Any], pool: Pool, placed: list[Placed], parameters: int) -> dict[str, Any]:
+def beginning(settings: Mapping[str, Any], pool: Pool, placed: list[Placed], model: nn.Module) -> dict[str, Any]:
     """What is known before the first step; status `running`."""
     choices = settings["choices"]
     return {
@@ -32,7 +35,8 @@ def beginning(settings: Mapping[str, Any], pool: Pool, placed: list[Placed], par
         "dataset": choices["dataset"],
         "seed": settings["seed"],
         "hash": config_hash(settings),
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "non_embedding_parameters": non_embedding_parameters(model),
         "versions": versions(),
         "fingerprints": fingerprints(settings, pool),
         "machine": machine(),

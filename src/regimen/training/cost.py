@@ -23,14 +23,24 @@ BACKWARD = 2.0  # a backward pass in forward passes
 def forward_flops(model: nn.Module, context: int) -> float:
     """Model FLOPs of a forward pass over one token of a row of `context` tokens."""
     config: Any = model.config
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    embedding, head = _ends(model)
     total = sum(_numel(p) for p in model.parameters())
     tied = head is not None and head.weight is embedding.weight
     multiplied = total if tied else total - _numel(embedding.weight)
     heads = getattr(config, "num_attention_heads", 1)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return 2.0 * multiplied + 4.0 * config.num_hidden_layers * heads * head_dim * context
+
+
+def non_embedding_parameters(model: nn.Module) -> int:
+    """Parameters without those of the input embedding and the output head, the N of scaling laws."""
+    ends = {id(end.weight): end.weight for end in _ends(model) if end is not None}
+    return sum(_numel(p) for p in model.parameters()) - sum(_numel(weight) for weight in ends.values())
+
+
+def _ends(model: nn.Module) -> tuple[Any, Any]:
+    """The input embedding and the output head, which may be None."""
+    return model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -16,6 +16,7 @@ from regimen.mixing.laws.bimix import BiMix
 from regimen.mixing.laws.constraints import Constraints
 from regimen.mixing.laws.mixing_laws import MixingLaws
 from regimen.mixing.laws.mixmin import MixMin
+from regimen.mixing.laws.nested import at_size
 from regimen.mixing.laws.regmix_linear import RegMixLinear
 from regimen.mixing.laws.table import LawTable, target_weights
 from regimen.runs import fit_command
@@ -403,3 +404,21 @@ def test_the_command_starts_light():
     code = "import sys, regimen.runs.fit_command; print(*{'torch', 'numpy', 'scipy', 'lightgbm'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []
+
+
+def test_losses_are_extrapolated_to_the_size_of_the_run_to_come(tmp_path):
+    """Three sizes of each mixture, losses that fall with size by one power law: its prediction, exactly."""
+    mixtures = mixtures_of(6, 3, strength=3)
+    for i, mixture in enumerate(mixtures):
+        for size in (1e6, 2e6, 4e6):
+            falling = losses_of(mixture) + 300 * size**-0.4
+            write_run(tmp_path / "sizes" / f"run{i}-{size:g}", mixture, losses=falling, parameters=size,
+                      non_embedding_parameters=size)  # fmt: skip
+    found = table_of_runs(run_folders([tmp_path / "sizes"]), sizes=True).table
+    later = at_size(found, 1e8)
+    expected = np.array([losses_of(mixture) + 300 * 1e8**-0.4 for mixture in later.mixtures])
+    assert later.losses == pytest.approx(expected, rel=2e-3)
+    content = fit_runs(RegMixLinear(), [tmp_path / "sizes"], tmp_path / "fit", at_size=1e8)
+    assert content["rows"] == 6 and "1e+08 parameters" in " ".join(content["notes"])
+    with pytest.raises(ConfigError, match="parameters"):
+        fit_runs(RegMixLinear(), [tmp_path / "sizes"], tmp_path / "other")
