@@ -60,12 +60,12 @@ EXTRA = {  # what a method needs here, and small measurements before training: t
     "ado": ["strategies.ado.start=2", "strategies.ado.refit_every=1000"],
     "aioli": ["strategies.aioli.lp_rounds=1", "strategies.aioli.lp_steps=1", "strategies.aioli.max_rows=2"],
     "fixed": ["strategies.fixed.weights={cpp: 0.2, docstrings: 0.2, markup: 0.2, prose: 0.2, python: 0.2}"],
-    "sheared": [f"strategies.sheared.reference={EVEN}", "strategies.sheared.max_rows=2"],
+    "sheared": [f"++strategies.sheared.reference={EVEN}", "strategies.sheared.max_rows=2"],
     "skillit": [
-        "strategies.skillit.graph={" + ", ".join(f"{name}: {{{name}: 1.0}}" for name in DOMAINS) + "}",
+        "++strategies.skillit.graph={" + ", ".join(f"{name}: {{{name}: 1.0}}" for name in DOMAINS) + "}",
         "strategies.skillit.max_rows=2",
     ],
-    "velocitune": [f"strategies.velocitune.targets={EVEN}", "strategies.velocitune.max_rows=2"],
+    "velocitune": [f"++strategies.velocitune.targets={EVEN}", "strategies.velocitune.max_rows=2"],
     "loss_selection": ["strategies.loss_selection.candidates=128", "strategies.loss_selection.count=64"],
     "topk": ["strategies.topk.candidates=128", "strategies.topk.ratio=0.5"],
 }

@@ -279,3 +279,10 @@ def test_a_kill_inside_a_swarm_changes_nothing(corpus: Path, home: Path, tmp_pat
     assert story(members[2]) == story(kept)
     assert json.loads((fit / "fit.json").read_text())["mixture"] == expected
     assert summary(again)["evaluation"] == told["evaluation"]
+
+
+def test_what_a_stage_would_give_can_be_given(corpus: Path, tmp_path: Path) -> None:
+    done = run(corpus, tmp_path, "method=doremi", "++strategies.doremi.weights={code: 0.2, prose: 0.3, sums: 0.5}")
+    assert summary(done)["mixture"]["decided"] == pytest.approx({"code": 0.2, "prose": 0.3, "sums": 0.5})
+    assert "stages" not in summary(done)
+    assert not (tmp_path / "store" / "runs").exists()

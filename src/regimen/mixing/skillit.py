@@ -57,7 +57,7 @@ class Skillit(Mixer):
                 "Skill-it has no graph",
                 got="strategies.skillit.graph=null",
                 do="method=skillit learns it in its stages, one run per domain; or give one you have: "
-                "'strategies.skillit.graph={web: {web: 0.6, code: 0.1}, code: {web: 0.2, code: 0.7}}'",
+                "'++strategies.skillit.graph={web: {web: 0.6, code: 0.1}, code: {web: 0.2, code: 0.7}}'",
             )
         object.__setattr__(self, "graph", _checked_graph(self.graph))
         if not 0 <= self.eta < float("inf"):
