@@ -15,7 +15,7 @@ from regimen.core.plan import Plan
 from regimen.runs.experiment import make_experiment, make_pool
 from regimen.runs.references import load_model
 from regimen.training.callbacks.checkpoint import checkpoints
-from tests.support.runs import run, settings_of, write_corpus
+from tests.support.runs import run, settings_of
 
 STEPS, RATE, ETA, SMOOTHING = 4, 0.5, 3.0, 0.01
 SGD = (
@@ -26,16 +26,6 @@ PROXY = (
     *("method=doremi_proxy", f"strategies.doremi_proxy.eta={ETA}", *SGD),
     f"strategies.doremi_proxy.smoothing={SMOOTHING}",
 )
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
 
 
 def token_losses(model: Any, tokens: Tensor) -> Tensor:

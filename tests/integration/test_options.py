@@ -9,17 +9,7 @@ import pytest
 import torch
 
 from regimen.training.callbacks.checkpoint import checkpoints
-from tests.support.runs import lines, run, write_corpus
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+from tests.support.runs import lines, run
 
 
 @pytest.fixture(scope="module")

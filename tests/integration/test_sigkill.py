@@ -17,7 +17,7 @@ import pytest
 
 from regimen.training.callbacks.checkpoint import checkpoints, step_of
 from tests.contract.test_methods import METHODS, assert_equal_weights, overrides_of
-from tests.support.runs import SMALL, run, story, write_corpus
+from tests.support.runs import SMALL, run, story
 
 STEPS, SAVE = 150, 7
 ONE_PER_KIND = ("loss_selection", "odm", "folding", "loss_weighting")
@@ -26,16 +26,6 @@ COMMON = (
     *("+model.config.attention_dropout=0.1", "evaluation.at=[0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1]"),
     *("dataset.max_epochs_per_domain=null", "trainer.threads=1"),
 )
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
 
 
 def kill_at(step: int, folder: Path, corpus: Path, home: Path, overrides: list[str]) -> None:

@@ -20,20 +20,9 @@ from regimen.runs.store import Store
 from regimen.runs.train import train
 from regimen.training.callbacks.checkpoint import checkpoints
 from tests.contract.test_methods import cut_after
-from tests.support.runs import SMALL, lines, run, settings_of, story, write_corpus
+from tests.support.runs import SMALL, lines, run, settings_of, story
 
 DOREMI = ("method=doremi", "trainer.save_every_steps=1", "trainer.keep_checkpoints=null")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished DoReMi run and its stages."""
-    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,13 @@ import pytest
 import torch
 
 from regimen.training.callbacks.checkpoint import checkpoints
-from tests.support.runs import SMALL, lines, write_corpus
+from tests.support.runs import SMALL, lines
 
 METHOD = (
     *("method=[loss_selection,odm,sorted,loss_weighting]", "strategies.loss_selection.when.steps=3"),
     *("strategies.loss_selection.count=32", "strategies.odm.draw_groups=4", "trainer.micro_batch_size=2"),
 )
 TWO = ("trainer=ddp", "trainer.accelerator=cpu")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
 
 
 def regimen(corpus: Path, home: Path, *overrides: str) -> str:
