@@ -54,7 +54,7 @@ def aimed(method: str, domains: tuple[str, ...], steps: int) -> list[str]:
         return [f"stages.proxy.overrides=['method=doge_proxy','{_DOGE}=[{names}]']"] if domains else []
     target = [f"stages.law.target=[{names}]"] if domains else []
     if method == "bimix":
-        return [f"proxy.steps={steps // 2}", "stages.law.constraints={min_share: 0.01}", *target]
+        return [f"proxy.steps={steps // 2}", "stages.law.constraints.min_share=0.01", *target]
     return [f"proxy.steps={steps // 4}", "proxy.runs=24", *target]
 
 

@@ -13,8 +13,9 @@ import yaml
 
 from regimen.cli import conf_dir
 from regimen.core.strategy import KINDS
+from regimen.mixing.laws.constraints import Constraints
 from regimen.runs.handover import rehearsed, resolve
-from regimen.runs.strategies import make_strategies
+from regimen.runs.strategies import instantiate, make_strategies
 from regimen.training.callbacks.checkpoint import checkpoints
 from tests.support.runs import DOMAINS, lines, run, settings_of, story, write_corpus
 
@@ -89,6 +90,18 @@ def test_every_hyper_parameter_is_spelled_out(method: str, corpus: Path, home: P
         given = set(settings["strategies"][placed.name]) - {"_target_", "when"}
         assert given == {field.name for field in dataclasses.fields(placed.strategy)}
         assert placed.kind in KINDS
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_setting_of_a_fit_is_spelled_out(method: str) -> None:
+    content = yaml.safe_load((conf_dir() / "method" / f"{method}.yaml").read_text()) or {}
+    for name, spec in content.get("stages", {}).items():
+        if "fit" not in spec:
+            continue
+        law = instantiate(f"stages.{name}.fit", spec["fit"])
+        assert set(spec["fit"]) - {"_target_"} == {field.name for field in dataclasses.fields(law)}
+        bounds = {field.name for field in dataclasses.fields(Constraints)}
+        assert set(spec.get("constraints", bounds)) in (bounds, bounds - {"kl"})  # MixMin knows no divergence
 
 
 @pytest.mark.parametrize("method", [*METHODS, *COMPOSED])
