@@ -23,6 +23,7 @@ METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 # What a method cannot do without on any corpus.
 NEEDED = {
     "aioli": ["strategies.aioli.lp_rounds=1", "strategies.aioli.lp_steps=1", "strategies.aioli.update_steps=4"],
+    "dsir": ["strategies.dsir.by.target=[sums]", "strategies.dsir.min_tokens=0"],
     "fixed": ["strategies.fixed.weights={code: 0.5, prose: 0.3, sums: 0.2}"],
 }
 # Decide often enough that a resume falls between decisions.
@@ -56,6 +57,10 @@ def overrides_of(method: str, corpus: Path, home: Path) -> list[str]:
     if method in COMPOSED:
         return COMPOSED[method]
     out = [f"method={method}", "proxy.runs=8", "proxy.steps=4", *NEEDED.get(method, []), *OFTEN.get(method, [])]
+    if method == "scores":
+        file = home / "scores.csv"
+        file.write_text("id,score\n" + "".join(f"{i},{i % 7}\n" for i in range(40)))
+        out += [f"strategies.scores.by.path={file}", "strategies.scores.missing=drop"]
     if method == "doremi_proxy":
         out.append(f"strategies.doremi_proxy.reference={run(corpus, home, 'method=uniform')}")
     return out

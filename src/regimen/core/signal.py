@@ -83,7 +83,7 @@ class Signal:
     forwards: ClassVar[float] = 1.0
 
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
-        """Values (n,) float64 for rows `ids` (n,). Collective: every rank calls it with the same ids."""
+        """Values (n,), or (n, d) of vectors, float64 for rows `ids` (n,). Collective: every rank asks the same ids."""
         raise NotImplementedError(type(self).__name__)
 
 

@@ -34,6 +34,7 @@ def of_selection(chosen: Selection, seen: Observation) -> dict[str, Any]:
     signals = {
         signal_name(signal): {"kept_mean": float(values[mask].mean()), "all_mean": float(values.mean())}
         for signal, values in seen.values.items()
+        if values.dim() == 1  # the mean of a vector per row says nothing
     }
     return {
         "digest": digest_of(*chosen),

@@ -1,0 +1,72 @@
+"""Rows chosen by scores from a file: the best, those that reach a threshold, or rows drawn in proportion to them.
+
+For a draw from a softmax of such scores, give the same signal to `qurating`.
+Letters: n rows to choose from, M kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from regimen.core.errors import ConfigError
+from regimen.core.signal import Signal
+from regimen.core.strategy import Observation, Selector
+from regimen.selection.common import amount, require_amount
+from regimen.selection.rules import gumbel_top_k, top_k
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Selector):
+    """Rows by score.
+
+    by: the scores.
+    rule: `top` keeps the highest, `threshold` all that reach it, `proportional` draws rows without replacement, each
+        next one with a probability in proportion to its score.
+    missing: what a row without a score means: `refuse` stops, `drop` never keeps it.
+    threshold: for that rule. ratio, count: for the others, one of the two; floor(ratio * n) of the rows with a score.
+    """
+
+    by: Signal
+    rule: Literal["top", "threshold", "proportional"] = "top"
+    missing: Literal["refuse", "drop"] = "refuse"
+    threshold: float | None = None
+    ratio: float | None = 0.5
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rule not in ("top", "threshold", "proportional"):
+            raise ConfigError("unknown rule", got=f"rule={self.rule}", allowed="top, threshold, proportional")
+        if self.missing not in ("refuse", "drop"):
+            raise ConfigError("unknown way with missing scores", got=f"missing={self.missing}", allowed="refuse, drop")
+        if (self.rule == "threshold") == (self.threshold is None):
+            got = f"rule={self.rule}, threshold={self.threshold}"
+            raise ConfigError("the rule `threshold` needs a threshold, the others have none", got=got)
+        if self.rule != "threshold":
+            require_amount(self.ratio, self.count)
+        elif self.ratio is not None or self.count is not None:
+            got = f"ratio={self.ratio}, count={self.count}"
+            raise ConfigError("the threshold says how many rows to keep", got=got, do="set ratio and count to null")
+
+    def needs(self) -> tuple[Signal, ...]:
+        return (self.by,)
+
+    def decide(self, state: Any, seen: Observation) -> Tensor:
+        """Ids (M,) int64. Raises ConfigError for a missing score, or a negative one that a draw cannot use."""
+        scores = seen.values[self.by] if self.missing == "drop" else seen.scores(self.by)  # (n,)
+        ids, by_id = seen.ids.sort()  # (n,)
+        scores = scores[by_id]
+        known = ~scores.isnan()
+        ids, scores = ids[known], scores[known]  # (m,) that have a score
+        if self.threshold is not None:
+            return ids[scores >= self.threshold]  # (M,)
+        kept = amount(len(ids), self.ratio, self.count)
+        if self.rule == "top":
+            return ids[top_k(scores, kept)]  # (M,)
+        if bool((scores < 0).any()) or int((scores > 0).sum()) < kept or bool(scores.isinf().any()):
+            got = f"{int((scores > 0).sum())} rows with a score above 0, {kept} to keep"
+            raise ConfigError("a draw in proportion needs finite scores of 0 or more", got=got, do="use rule=top")
+        return ids[gumbel_top_k(scores.log(), kept, generator=seen.generator)]  # (M,)
