@@ -43,7 +43,11 @@ REPORT = {
     "metric": "default: macro/bits_per_byte",
     "open": "true: open it in the browser",
 }
-EXPORT = {"run": "a finished run's folder", "to": "a new folder for the model, tokenizer, ids and mixture"}
+EXPORT = {
+    "run": "a finished run's folder",
+    "to": "a new folder for the model, tokenizer, ids and mixture",
+    "merge": "default: true; false writes the adapters of a run with model.lora alone",
+}
 STORE = {
     "remove": "keys separated by commas, or unused, unfinished, all",
     "at": "the store; default: $REGIMEN_HOME/store, or ~/.cache/regimen/store",
@@ -194,12 +198,17 @@ def _report(arguments: list[str]) -> int:
 
 def _export(arguments: list[str]) -> int:
     settings = _settings("export", arguments, EXPORT)
-    missing = [key for key in EXPORT if key not in settings]
+    missing = [key for key in ("run", "to") if key not in settings]
     if missing:
         raise ConfigError(f"regimen export needs {' and '.join(missing)}", do="regimen export run=outputs/RUN to=DIR")
     from regimen.runs.export import export
 
-    print(export(Path(settings["run"]), Path(settings["to"])))
+    merge = settings.get("merge", "true").lower()
+    if merge not in ("true", "false"):
+        raise ConfigError(
+            "merge says whether adapters are put into the model", got=f"merge={merge}", allowed="true, false"
+        )
+    print(export(Path(settings["run"]), Path(settings["to"]), merge=merge == "true"))
     return 0
 
 

@@ -19,12 +19,14 @@ class PoolIndex:
     offsets: (K+1,) int64, starting at 0.
     target_tokens: (N,) int32 target tokens of each row, or an int where all rows have the same number.
     fingerprint: of the pool that this describes.
+    input_tokens: (N,) int32 tokens of each row that a model reads, prompts included; None where each has a target.
     """
 
     domains: tuple[str, ...]
     offsets: Tensor
     target_tokens: Tensor | int
     fingerprint: str = ""
+    input_tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert tuple(sorted(self.domains)) == self.domains, self.domains
@@ -54,6 +56,10 @@ class PoolIndex:
             return torch.full_like(ids, self.target_tokens)
         return self.target_tokens[ids].long()
 
+    def inputs_of(self, ids: Tensor) -> Tensor:
+        """(n,) int64 tokens of each row that a model reads."""
+        return self.tokens_of(ids) if self.input_tokens is None else self.input_tokens[ids].long()
+
     def domain_tokens(self) -> Tensor:
         """(K,) float64 target tokens per domain."""
         if isinstance(self.target_tokens, int):
@@ -73,7 +79,14 @@ class PoolIndex:
         sizes = torch.bincount(self.domain_of(ids), minlength=len(self.domains))
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
         tokens = self.target_tokens if isinstance(self.target_tokens, int) else self.target_tokens[ids]
-        return PoolIndex(domains=self.domains, offsets=offsets, target_tokens=tokens, fingerprint=self.fingerprint)
+        inputs = None if self.input_tokens is None else self.input_tokens[ids]
+        return PoolIndex(
+            domains=self.domains,
+            offsets=offsets,
+            target_tokens=tokens,
+            fingerprint=self.fingerprint,
+            input_tokens=inputs,
+        )
 
     def mean_tokens(self) -> Tensor:
         """(K,) float64 mean target tokens per row of each domain (1 where a domain is empty)."""

@@ -16,11 +16,14 @@ SPLITS = ("train", "validation")
 
 
 class Encoder:
-    """Turns texts into token ids on all cores. Special tokens that a text spells out are read as plain text."""
+    """Turns texts into token ids on all cores.
 
-    def __init__(self, tokenizer: Any, token_bytes: np.ndarray) -> None:
+    special_tokens: read those that a text spells out as such; otherwise they are plain text.
+    """
+
+    def __init__(self, tokenizer: Any, token_bytes: np.ndarray, *, special_tokens: bool = False) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._backend.encode_special_tokens = True
+        self._backend.encode_special_tokens = not special_tokens
         self._backend.no_truncation()
         self._backend.no_padding()
         self.eos_id: int = tokenizer.eos_token_id

@@ -23,6 +23,7 @@ from regimen.data.sources.records import Source
 
 _SOURCE_FIELDS = {
     "local": ("max_mb_per_domain",),
+    "local_sft": ("max_mb_per_domain",),
     "text": ("domain", "separator"),
     "jsonl": ("domain", "domain_field", "text_field", "id_field"),
     "parquet": ("domain", "domain_field", "text_field", "id_field"),
@@ -39,6 +40,7 @@ class Job:
     root: Path
     shard_index: int
     shard_count: int
+    target: Source | None = None  # the files of a target set, if it comes from files
 
     @cached_property
     def base(self) -> str:
@@ -56,7 +58,9 @@ class Job:
     def tokenizer_key(self) -> str:
         """Fingerprint of what determines the tokenizer."""
         identity = tokenizer_identity(self.settings.tokenizer)
-        return digest([identity, self._content if self.settings.tokenizer.kind == "bpe" else None])
+        content = self._content if self.settings.tokenizer.kind == "bpe" else None
+        chat = self._chat_template
+        return digest([identity, content] if chat is None else [identity, content, chat])
 
     @cached_property
     def _content(self) -> dict[str, Any]:
@@ -70,7 +74,27 @@ class Job:
             "deduplicate": s.deduplicate,
             "split": [s.validation.fraction, s.validation.seed],
             "shard_by": s.shard_by,
+            **(self._examples if s.format == "sft" else {}),
         }
+
+    @property
+    def _examples(self) -> dict[str, Any]:
+        """What determines the rows of examples, beyond what determines those of text."""
+        s = self.settings
+        found: dict[str, Any] = {"sft": dataclasses.asdict(s.sft), "chat_template": self._chat_template}
+        if s.target.wanted:
+            asked = dataclasses.asdict(s.target) | {"path": None}
+            found["target"] = [asked, None if self.target is None else self.target.identity()]
+        return found
+
+    @cached_property
+    def _chat_template(self) -> str | None:
+        """Fingerprint of the template of a tokenizer's folder, which keeps it in a file of its own."""
+        s = self.settings
+        if s.format != "sft" or s.sft.template != "chat":
+            return None
+        file = Path(str(s.tokenizer.path)) / "chat_template.jinja"
+        return digest(file.read_text()) if file.is_file() else None
 
     @property
     def folder(self) -> Path:
@@ -87,6 +111,10 @@ class Job:
     def rows(self, shard: int, file: str) -> Path:
         """The folder of one domain's rows in one shard."""
         return self.folder / "rows" / f"{shard:05d}" / file
+
+    def target_rows(self, file: str) -> Path:
+        """The folder of one subtask's rows, of a target set that comes from files."""
+        return self.folder / "rows" / "target" / file
 
     def done(self, shard: int) -> Path:
         """The file that says that a shard is complete, and what it counted."""

@@ -10,13 +10,12 @@ from typing import Any
 
 from regimen.core.errors import DataError
 from regimen.data.encoding import SPLITS
+from regimen.data.fingerprint import digest
 from regimen.data.job import Job, settings_record
 from regimen.data.manifest import FORMAT
 from regimen.data.reading import single_document
 from regimen.data.staging import read_counts
 from regimen.data.tables import column, file_name
-
-SUMMED = ("documents", "bytes", "tokens")
 
 
 def manifest_of(job: Job) -> dict[str, Any]:
@@ -44,7 +43,8 @@ def manifest_of(job: Job) -> dict[str, Any]:
         "seq_len": job.settings.seq_len,
         "domains": domains,
         "row_tokens": row_tokens,
-        "files": [{key: value for key, value in f.items() if key != "counts"} for f in files],
+        **_examples(job, files, done),
+        "files": [_entry(f) for f in files],
         "counts": per_domain,
         "duplicates_removed": _duplicates(done, job),
         "duplicates_left": _duplicates_left(job, files) if job.settings.shard_by == "file" else 0,
@@ -83,6 +83,48 @@ def _files(job: Job, domains: list[str], held: list[set[str]]) -> list[dict[str,
     return files
 
 
+def _examples(job: Job, files: list[dict[str, Any]], done: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest of examples has beyond that of text: that they are, and the target set."""
+    if job.settings.format == "text":
+        return {}
+    found: dict[str, Any] = {"format_of_rows": "sft"}
+    if job.settings.target.wanted:
+        own = job.target is not None
+        subtasks = done[0]["subtasks"]
+        held = [f for f in files if f["domain"] in subtasks]
+        if own:
+            held = _target_files(job, subtasks, first=sum(f["counts"]["documents"] for f in files))
+        entries = [{**_entry(f), "target_rows": f["counts"]["target"]["rows"]} for f in held]
+        found["target"] = {
+            "own": own,
+            "domains": subtasks,
+            "files": entries,
+            "row_tokens": {"target": None},
+            "tokenizer": done[0]["tokenizer"],
+            "fingerprint": digest([job.fingerprint, "target"]),
+            "removed": sum(f["counts"]["removed"] for f in files),
+            **found,
+        }
+    return found
+
+
+def _target_files(job: Job, subtasks: list[str], first: int) -> list[dict[str, Any]]:
+    """One entry per subtask of a target set from files, its documents numbered after those of the pool."""
+    out = []
+    for domain in subtasks:
+        folder = job.target_rows(file_name(domain))
+        counts = read_counts(folder)
+        path = folder.relative_to(job.folder).as_posix()
+        out.append({"path": path, "domain": domain, "first_document": first, "counts": counts})
+        first += counts["documents"]
+    return out
+
+
+def _entry(file: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {key: value for key, value in file.items() if key != "counts"}
+
+
 def _cut_rows(job: Job, files: list[dict[str, Any]], split: str) -> int | None:
     """Takes out short rows of domains that have full ones, and validation rows over the limit.
 
@@ -97,7 +139,8 @@ def _cut_rows(job: Job, files: list[dict[str, Any]], split: str) -> int | None:
         if split == "validation":
             file["validation_rows"] = min(file["validation_rows"], left[file["domain"]])
             left[file["domain"]] -= file["validation_rows"]
-    return job.settings.seq_len + 1 if len(full) == len(left) else None
+    packed = job.settings.format == "text"
+    return job.settings.seq_len + 1 if packed and len(full) == len(left) else None
 
 
 def _check_splits(domains: list[str], files: list[dict[str, Any]], job: Job) -> None:
@@ -120,7 +163,7 @@ def _domain_counts(files: list[dict[str, Any]], domain: str) -> dict[str, Any]:
     counts: dict[str, Any] = {"documents": sum(f["counts"]["documents"] for f in own)}
     for split in SPLITS:
         parts = [f["counts"][split] for f in own]
-        counts[split] = {key: sum(p[key] for p in parts) for key in (*SUMMED, "tokens_in_no_row", "short_row")}
+        counts[split] = {key: sum(p[key] for p in parts) for key in parts[0]}
         counts[split]["rows"] = sum(f[f"{split}_rows"] for f in own)
     counts["bytes"] = sum(counts[split]["bytes"] for split in SPLITS)
     return counts

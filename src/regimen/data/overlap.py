@@ -77,9 +77,18 @@ class _Hasher:
 
 def _rows(folder: Path, manifest: dict[str, Any], split: str, domain: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for entry in manifest["files"]:
-        if entry["domain"] == domain and entry[f"{split}_rows"]:
-            file = RowFile(folder / entry["path"] / f"{split}.arrow")
-            yield from file.stretches("tokens", entry[f"{split}_rows"])
+        rows = entry[f"{split}_rows"]
+        if entry["domain"] != domain or not rows:
+            continue
+        file = RowFile(folder / entry["path"] / f"{split}.arrow")
+        if manifest.get("format_of_rows") != "sft":
+            yield from file.stretches("tokens", rows)
+            continue
+        for (tokens, offsets), (targets, _) in zip(
+            file.stretches("tokens", rows), file.stretches("target", rows), strict=True
+        ):
+            # Answers are compared, not prompts: all share their template. An EOS ends an n-gram.
+            yield np.where(targets > 0, tokens, manifest["tokenizer"]["eos_id"]), offsets
 
 
 def _found_in_training(folder: Path, manifest: dict[str, Any], hasher: _Hasher, wanted: np.ndarray) -> np.ndarray:

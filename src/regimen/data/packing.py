@@ -86,10 +86,10 @@ class Packer:
         bounds = np.searchsorted(starts, np.arange(rows + 1) * length)  # (rows+1,)
         self._writer.write(
             {
-                "tokens": _lists(stream[:cut], np.arange(rows + 1) * length),
-                "document": _lists(numbers[owner], bounds),
-                "start": _lists((starts % length).astype(np.int32), bounds),
-                "offset": _lists(starts - begins[owner] + done[owner], bounds),
+                "tokens": as_lists(stream[:cut], np.arange(rows + 1) * length),
+                "document": as_lists(numbers[owner], bounds),
+                "start": as_lists((starts % length).astype(np.int32), bounds),
+                "offset": as_lists(starts - begins[owner] + done[owner], bounds),
             }
         )
         self._keep_after(cut, stream, begins, ends)
@@ -101,7 +101,8 @@ class Packer:
         self._pending = len(stream) - cut
 
 
-def _lists(values: np.ndarray, offsets: np.ndarray) -> object:
+def as_lists(values: np.ndarray, offsets: np.ndarray) -> object:
+    """A list column: item i is `values[offsets[i]:offsets[i + 1]]`."""
     import pyarrow as pa
 
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))

@@ -22,11 +22,15 @@ from regimen.data.tables import RowFile, column
 
 
 class Rows(NamedTuple):
-    """tokens: (n, L) int64, padded with pad_id. lengths: (n,) int64. positions: (n, L) int64 or None."""
+    """tokens: (n, L) int64, padded with pad_id. lengths: (n,) int64. positions: (n, L) int64 or None.
+
+    targets: (n, L) bool, whether each token is in the loss; None where all but the first are.
+    """
 
     tokens: Tensor
     lengths: Tensor
     positions: Tensor | None
+    targets: Tensor | None = None
 
 
 class Spans(NamedTuple):
@@ -51,6 +55,7 @@ class RowTable:
         counts = np.array([f.rows for f in self._files])
         self._first = np.cumsum([0, *counts])  # (files + 1,)
         self._pad = manifest["tokenizer"]["pad_id"]
+        self.examples = manifest.get("format_of_rows") == "sft"  # pools made before there was another lack it
         domains = tuple(manifest["domains"])
         owner = np.array([domains.index(f["domain"]) for f in manifest["files"]])
         per_domain = np.bincount(owner, weights=counts, minlength=len(domains)).astype(np.int64)
@@ -59,6 +64,7 @@ class RowTable:
             offsets=torch.from_numpy(np.cumsum([0, *per_domain])),
             target_tokens=self._target_tokens(manifest["row_tokens"][split]),
             fingerprint=manifest["fingerprint"],
+            input_tokens=self._lengths() - 1 if self.examples else None,
         )
 
     def read(self, ids: Tensor, *, positions: bool = False) -> Rows:
@@ -72,7 +78,12 @@ class RowTable:
         places = None
         if positions:
             places = torch.from_numpy(_positions([view["start"][k] for view, k, _ in found], tokens.shape[1]))
-        return Rows(torch.from_numpy(tokens), torch.tensor(lengths, dtype=torch.int64), places)
+        targets = None
+        if self.examples:
+            targets = torch.zeros(tokens.shape, dtype=torch.bool)
+            for out, (view, k, _), length in zip(targets, found, lengths, strict=True):
+                out[:length] = torch.from_numpy(view["target"][k] > 0)
+        return Rows(torch.from_numpy(tokens), torch.tensor(lengths, dtype=torch.int64), places, targets)
 
     def documents(self, ids: Tensor) -> Spans:
         """The spans of documents that rows `ids` (n,) hold."""
@@ -95,11 +106,16 @@ class RowTable:
         return view, place, file
 
     def _target_tokens(self, row_tokens: int | None) -> Tensor | int:
-        """Every row's length less one; an int where the manifest says that all rows have the same length."""
-        if row_tokens is not None:
-            return row_tokens - 1
+        """Every row's tokens in the loss; an int where the manifest says that all rows have the same length."""
+        if self.examples:
+            sums = np.concatenate([f.table.sums("target", f.rows) for f in self._files])
+            return torch.from_numpy(sums.astype(np.int32))
+        return self._lengths() - 1 if row_tokens is None else row_tokens - 1
+
+    def _lengths(self) -> Tensor:
+        """(N,) int32 tokens of each row."""
         lengths = np.concatenate([f.table.lengths(f.rows) for f in self._files])
-        return torch.from_numpy(lengths.astype(np.int32) - 1)
+        return torch.from_numpy(lengths.astype(np.int32))
 
 
 class _File:
@@ -119,7 +135,8 @@ class Documents:
     """The document table: documents are numbered as `Spans.document` numbers them."""
 
     def __init__(self, pool: Path, manifest: dict[str, Any]) -> None:
-        self._paths = [pool / f["path"] / "documents.arrow" for f in manifest["files"]]
+        own = manifest["target"]["files"] if manifest.get("target", {}).get("own") else []
+        self._paths = [pool / f["path"] / "documents.arrow" for f in (*manifest["files"], *own)]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -131,7 +148,7 @@ class Documents:
 
     @cached_property
     def splits(self) -> list[str]:
-        """(D,) `train` or `validation`."""
+        """(D,) `train` or `validation`; with a target set `target`, or `removed` for a copy of what is in it."""
         return column(self._paths, "split").to_pylist()
 
     @cached_property
@@ -173,6 +190,7 @@ class Pool:
         self.tokenizer_path = path / "tokenizer"
         self.train = RowTable(path, "train", manifest)
         self.validation = RowTable(path, "validation", manifest)
+        self.target = RowTable(path, "target", manifest["target"]) if "target" in manifest else None
         self.documents = Documents(path, manifest)
 
     @cached_property

@@ -5,12 +5,14 @@ Heavy libraries are imported inside functions, so that finding a finished pool i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -19,9 +21,13 @@ from regimen.data.fingerprint import write_atomically
 from regimen.data.job import Job
 from regimen.data.manifest import MANIFEST
 from regimen.data.progress import Progress
-from regimen.data.settings import parse
+from regimen.data.settings import FILE_SOURCES, DatasetSettings, TargetSettings, parse
 from regimen.data.sources.factory import open_source
+from regimen.data.sources.records import Source
 from regimen.data.staging import read_counts, whole_folder, write_counts
+
+if TYPE_CHECKING:
+    from regimen.data.encoding import Encoder
 
 
 def prepare(
@@ -69,7 +75,16 @@ def locate(dataset: Mapping[str, Any], *, root: Path) -> Path | None:
 
 def _job(dataset: Mapping[str, Any], root: Path, shard_index: int, shard_count: int) -> Job:
     settings = parse(dataset)
-    return Job(settings, open_source(settings, root), root, shard_index, shard_count)
+    return Job(settings, open_source(settings, root), root, shard_index, shard_count, _target(settings, root))
+
+
+def _target(settings: DatasetSettings, root: Path) -> Source | None:
+    """The files of the target set, read as the dataset's are."""
+    if not settings.target.path:
+        return None
+    source = settings.source if settings.source in FILE_SOURCES else "jsonl"
+    alike = dataclasses.replace(settings, source=source, path=settings.target.path, target=TargetSettings())
+    return open_source(alike, root)
 
 
 def _find(job: Job) -> Path | None:
@@ -87,17 +102,13 @@ def _find(job: Job) -> Path | None:
 
 def _make_shard(job: Job, shown: Progress) -> None:
     """Stages 1 to 3 of one shard."""
-    from regimen.data.encoding import Encoder, encode_domain
     from regimen.data.tables import file_name
-    from regimen.data.tokenizer import load
+    from regimen.data.targets import FOLDER
 
     if not job.texts.exists():
         _read(job, shown)
     read = read_counts(job.texts)
-    folder = _tokenizer(job)
-    import numpy as np
-
-    encoder = Encoder(load(folder), np.load(folder / "token_bytes.npy"))
+    encoder, encode = _encoding(job, read)
     advance = shown.stage("encode", total=sum(read["bytes"].values()))
     for domain in read["domains"]:
         target = job.rows(job.shard_index, file_name(domain))
@@ -105,27 +116,44 @@ def _make_shard(job: Job, shown: Progress) -> None:
             advance(read["bytes"][domain])
             continue
         with whole_folder(target) as rows:
-            counts = encode_domain(
-                job.texts / f"{file_name(domain)}.arrow",
-                rows,
-                domain=domain,
-                encoder=encoder,
-                seq_len=job.settings.seq_len,
-                threshold=read["thresholds"][domain],
-                max_validation_rows=job.settings.validation.max_rows,
-                advance=advance,
-            )
-            write_counts(rows, counts)
+            texts = job.texts / f"{file_name(domain)}.arrow"
+            threshold = read["thresholds"][domain]
+            write_counts(rows, encode(texts, rows, domain=domain, threshold=threshold, advance=advance))
+    if job.target is not None and job.shard_index == 0:
+        for domain in sorted(set(read["held_out"].values())):
+            with whole_folder(job.target_rows(file_name(domain))) as rows:
+                texts = job.texts / FOLDER / f"{file_name(domain)}.arrow"
+                write_counts(rows, encode(texts, rows, domain=domain, threshold=-1, advance=lambda size: None))
     done = {key: read[key] for key in ("domains", "duplicates", "skipped")}
+    done["subtasks"] = sorted(set(read["held_out"].values()))
     done["tokenizer"] = {"eos_id": encoder.eos_id, "pad_id": encoder.pad_id, "vocab_size": encoder.vocab_size}
     write_atomically(job.done(job.shard_index), json.dumps(done))
+
+
+def _encoding(job: Job, read: dict[str, Any]) -> tuple[Encoder, Callable[..., dict[str, Any]]]:
+    """The encoder of a shard, and the function that encodes one domain with it."""
+    import numpy as np
+
+    from regimen.data.encoding import Encoder, encode_domain
+    from regimen.data.examples import ExampleEncoder, encode_examples
+    from regimen.data.tokenizer import load
+
+    folder, s = _tokenizer(job), job.settings
+    tokenizer, token_bytes = load(folder), np.load(folder / "token_bytes.npy")
+    shared = {"max_validation_rows": s.validation.max_rows}
+    if s.format == "sft":
+        examples = ExampleEncoder(tokenizer, token_bytes, template=s.sft.template, seq_len=s.seq_len)
+        return examples.encoder, partial(encode_examples, encoder=examples, held_out=read["held_out"], **shared)
+    encoder = Encoder(tokenizer, token_bytes)
+    return encoder, partial(encode_domain, encoder=encoder, seq_len=s.seq_len, **shared)
 
 
 def _read(job: Job, shown: Progress) -> None:
     """Stage 1."""
     from regimen.data.reading import Reader
 
-    reader = Reader(job.source, job.settings, shard_index=job.shard_index, shard_count=job.shard_count)
+    shard = {"shard_index": job.shard_index, "shard_count": job.shard_count}
+    reader = Reader(job.source, job.settings, target=job.target, **shard)
     with whole_folder(job.texts) as texts:
         write_counts(texts, reader.write(texts, shown.stage("read", total=None)))
 
@@ -134,6 +162,7 @@ def _tokenizer(job: Job) -> Path:
     """Stage 2: the pool's tokenizer, from the cache or built. The shard that comes first builds it for all."""
     from regimen.data.reading import SAMPLE, Reader
     from regimen.data.tables import column
+    from regimen.data.templates import plain_text
     from regimen.data.tokenizer import build, save
 
     own, cached = job.folder / "tokenizer", job.root / "tokenizers" / job.tokenizer_key[:16]
@@ -144,6 +173,8 @@ def _tokenizer(job: Job) -> Path:
                 texts = iter(column([job.texts / SAMPLE], "text").to_pylist())
             else:
                 texts = Reader(job.source, job.settings, shard_index=0, shard_count=1).heads()
+            if job.settings.format == "sft":
+                texts = map(plain_text, texts)
             with whole_folder(cached) as folder:
                 save(build(job.settings.tokenizer, texts), folder)
     with FileLock(job.lock("tokenizer")):

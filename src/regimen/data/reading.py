@@ -20,6 +20,7 @@ from regimen.data.fingerprint import seeded_key, text_digest
 from regimen.data.settings import DatasetSettings
 from regimen.data.sources.records import BadRecords, Record, Source
 from regimen.data.tables import DOCUMENT_TEXTS, TableWriter, file_name
+from regimen.data.targets import Candidates, read_targets
 
 FLUSH_CHARACTERS = 8 << 20  # text per record batch
 SAMPLE = "sample.arrow"
@@ -119,25 +120,34 @@ def single_document(domain: str) -> DataError:
 
 
 class Reader:
-    """Reads one shard of a source."""
+    """Reads one shard of a source. target: the files of a target set, if it comes from files."""
 
-    def __init__(self, source: Source, settings: DatasetSettings, *, shard_index: int, shard_count: int) -> None:
-        self.source, self.settings = source, settings
+    def __init__(
+        self,
+        source: Source,
+        settings: DatasetSettings,
+        *,
+        shard_index: int,
+        shard_count: int,
+        target: Source | None = None,
+    ) -> None:
+        self.source, self.settings, self.target = source, settings, target
         self.shard_index, self.shard_count = shard_index, shard_count
         self.bad = BadRecords(settings.on_bad_record)
         self.duplicates: Counter[str] = Counter()
         self.sample = Sample(settings.tokenizer.train_mb * 1e6)
         self.tally = Tally()
+        self.candidates = Candidates(settings.target)
 
     def write(self, folder: Path, advance: Callable[[int], None]) -> dict[str, Any]:
         """Writes texts and the tokenizer's sample to `folder`; returns the counts."""
         writers: dict[str, TextWriter] = {}
-        held: Counter[str] = Counter()
+        sizes: Counter[str] = Counter()
         for record, content, key in self._kept(self._records(advance)):
             if record.domain not in writers:
                 writers[record.domain] = TextWriter(folder / f"{file_name(record.domain)}.arrow")
             writers[record.domain].add(record.id or content, record.text, content, key)
-            held[record.domain] += len(record.text.encode())
+            sizes[record.domain] += len(record.text.encode())
         for writer in writers.values():
             writer.close()
         if not self.tally.keys:
@@ -148,12 +158,16 @@ class Reader:
         thresholds = self._thresholds()
         if self.settings.shard_by == "content":
             self._write_sample(folder / SAMPLE, thresholds)
+        held = self.candidates.chosen(thresholds)
+        if self.target is not None:
+            held = read_targets(self.target, self.settings, folder)
         return {
             "domains": sorted(writers),
-            "bytes": dict(held),
+            "bytes": dict(sizes),
             "thresholds": thresholds,
             "duplicates": dict(self.duplicates),
             "skipped": dict(self.bad.skipped),
+            "held_out": held,
         }
 
     def heads(self) -> Iterator[str]:
@@ -202,6 +216,7 @@ class Reader:
                     continue
                 seen.add(packed)
             self.tally.add(record.domain, key, len(record.text.encode()))
+            self.candidates.add(record.domain, content, key)
             if self.settings.tokenizer.kind == "bpe":
                 self.sample.add(record.domain, content, record.text, key)
             if not by_content or int(content[:16], 16) % self.shard_count == self.shard_index:

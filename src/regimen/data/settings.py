@@ -10,7 +10,9 @@ from typing import Any
 from regimen.core.errors import ConfigError, closest
 
 FILE_SOURCES = ("jsonl", "parquet", "text")
-SOURCES = ("local", *FILE_SOURCES, "hub")
+SOURCES = ("local", "local_sft", *FILE_SOURCES, "hub")
+FORMATS = ("text", "sft")
+ROLES = ("user", "assistant", "system")
 
 
 def _refuse(name: str, got: object, allowed: str) -> None:
@@ -79,6 +81,72 @@ class OverlapSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SftSettings:
+    """Where a record of `format: sft` has its conversation, and how that becomes a prompt.
+
+    template: `alpaca` (headings in plain text) or `chat` (the tokenizer's own).
+    instruction_field, input_field, output_field: of records with one answer.
+    messages_field: of records with turns, each with role_field and content_field; null: one answer.
+    roles: name in the records -> user, assistant or system.
+    """
+
+    template: str = "alpaca"
+    instruction_field: str = "instruction"
+    input_field: str | None = "input"
+    output_field: str = "output"
+    messages_field: str | None = None
+    role_field: str = "role"
+    content_field: str = "content"
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("dataset.sft.template", self.template, ("alpaca", "chat"))
+        object.__setattr__(self, "roles", dict(self.roles or {}))
+        for role in self.roles.values():
+            _one_of("role in dataset.sft.roles", role, ROLES)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of a record that the conversation is in, the one that every record must have first."""
+        if self.messages_field:
+            return (self.messages_field,)
+        return tuple(f for f in (self.output_field, self.instruction_field, self.input_field) if f)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings:
+    """A few examples of what the model is wanted for: of files (`path`), or training examples of domains (`from`).
+
+    rows_per_subtask: at most so many per domain of the target set, null: all of a file; those whose prompt fills a row
+    are left out. seed: of the choice.
+    """
+
+    path: str | None = None
+    rows_per_subtask: int | None = 8
+    seed: int = 0
+    domains: tuple[str, ...] = ()  # `from`, which Python reserves
+
+    def __post_init__(self) -> None:
+        names = [self.domains] if isinstance(self.domains, str) else list(self.domains or ())
+        object.__setattr__(self, "domains", tuple(sorted(set(names))))
+        if self.rows_per_subtask is not None and self.rows_per_subtask < 1:
+            _refuse("dataset.target.rows_per_subtask", self.rows_per_subtask, "1 or more, or null for all of a file")
+        if self.path and self.domains:
+            raise ConfigError(
+                "a target set comes from a file or from domains, not from both",
+                got=f"dataset.target.path={self.path} dataset.target.from={names}",
+                do="drop one of them",
+            )
+        if self.domains and self.rows_per_subtask is None:
+            _refuse("dataset.target.rows_per_subtask", None, "1 or more, where dataset.target.from holds examples out")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a target set."""
+        return bool(self.path or self.domains)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
     """Everything that `prepare` and the loader read of a dataset. Defaults are those of `conf/dataset/base.yaml`.
 
@@ -87,9 +155,13 @@ class DatasetSettings:
     seq_len: target tokens of a packed row. deduplicate: drop exact duplicates.
     shard_by: `content` sends equal documents to one shard, `file` reads each file in one shard.
     max_epochs_per_domain, document_mask: read by training, no part of the pool.
+    format: `text` is packed, `sft` gives one row per example, prompts left out of the loss. target: with `sft` alone.
     """
 
     source: str
+    format: str = "text"
+    sft: SftSettings = SftSettings()
+    target: TargetSettings = TargetSettings()
     name: str = ""
     path: str | None = None
     domain: str | None = None
@@ -117,6 +189,7 @@ class DatasetSettings:
 
     def __post_init__(self) -> None:
         _one_of("dataset.source", self.source, SOURCES)
+        _one_of("dataset.format", self.format, FORMATS)
         _one_of("on_bad_record", self.on_bad_record, ("fail", "skip"))
         _one_of("dataset.shard_by", self.shard_by, ("content", "file"))
         if self.seq_len < 1:
@@ -130,12 +203,38 @@ class DatasetSettings:
             )
         if self.source == "hub" and not self.repo:
             raise ConfigError("dataset=hub needs a repository", do="type dataset.repo=OWNER/NAME")
+        self._check_format()
         object.__setattr__(self, "configs", dict(self.configs or {}))
         object.__setattr__(self, "domains", dict(self.domains or {}))
         object.__setattr__(self, "name", self.name or self.source)
 
+    def _check_format(self) -> None:
+        known = {"local_sft": ("sft",), "local": ("text",), "text": ("text",)}.get(self.source, FORMATS)
+        if self.format not in known:
+            raise ConfigError(
+                "this source has no such rows",
+                got=f"dataset.source={self.source} dataset.format={self.format}",
+                allowed=f"dataset.format={' or '.join(known)}",
+                do="choose dataset=local_sft, or dataset=sft_files dataset.path=FILE",
+            )
+        if not self.target.wanted:
+            return
+        for wrong, got, do in (
+            (self.format != "sft", f"dataset.format={self.format}", "choose a dataset of examples: dataset=sft_files"),
+            (not self.deduplicate, "dataset.deduplicate=false", "type dataset.deduplicate=true"),
+            (self.shard_by != "content", f"dataset.shard_by={self.shard_by}", "type dataset.shard_by=content"),
+        ):
+            if wrong:
+                raise ConfigError("this dataset cannot hold a target set apart", got=got, do=do)
 
-_NESTED = {"tokenizer": TokenizerSettings, "validation": ValidationSettings, "overlap": OverlapSettings}
+
+_NESTED = {
+    "tokenizer": TokenizerSettings,
+    "validation": ValidationSettings,
+    "overlap": OverlapSettings,
+    "sft": SftSettings,
+    "target": TargetSettings,
+}
 
 
 def parse(dataset: Mapping[str, Any]) -> DatasetSettings:
@@ -143,6 +242,8 @@ def parse(dataset: Mapping[str, Any]) -> DatasetSettings:
     values = dict(dataset)
     if "source" not in values:
         raise ConfigError("the dataset does not say where it comes from", allowed=", ".join(SOURCES), do="add `source`")
+    if isinstance(target := values.get("target"), Mapping):
+        values["target"] = {"domains" if key == "from" else key: value for key, value in target.items()}
     for key, kind in _NESTED.items():
         values[key] = _build(kind, values.get(key) or {}, f"dataset.{key}.")
     return _build(DatasetSettings, values, "dataset.")

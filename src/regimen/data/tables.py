@@ -28,20 +28,20 @@ DOCUMENTS = pa.schema(
 )
 
 
-def rows_schema(vocab_size: int) -> pa.Schema:
+def rows_schema(vocab_size: int, *, targets: bool = False) -> pa.Schema:
     """Columns of a row table.
 
     `document` numbers documents inside the file; `start` and `offset` are where the span begins in row and document.
+    targets: with `target`, 1 at each token that is in the loss and 0 at the others.
     """
     token = pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
-    return pa.schema(
-        {
-            "tokens": pa.list_(token),
-            "document": pa.list_(pa.int64()),
-            "start": pa.list_(pa.int32()),
-            "offset": pa.list_(pa.int64()),
-        }
-    )
+    columns = {
+        "tokens": pa.list_(token),
+        "document": pa.list_(pa.int64()),
+        "start": pa.list_(pa.int32()),
+        "offset": pa.list_(pa.int64()),
+    }
+    return pa.schema(columns | ({"target": pa.list_(pa.uint8())} if targets else {}))
 
 
 def file_name(domain: str) -> str:
@@ -109,6 +109,14 @@ class RowFile:
         """(rows,) tokens of the first `rows` rows."""
         parts = [np.diff(view["tokens"].offsets) for view in self._batches]
         return np.concatenate([np.zeros(0, np.int32), *parts])[:rows]
+
+    def sums(self, name: str, rows: int) -> np.ndarray:
+        """(rows,) int64 sum of each item of a list column of the first `rows` rows."""
+        parts = []
+        for values, offsets in self.stretches(name, rows):
+            running = np.concatenate([[0], values.cumsum(dtype=np.int64)])
+            parts.append(running[offsets[1:]] - running[offsets[:-1]])
+        return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def stretches(self, name: str, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(values, offsets) of a list column of the first `rows` rows, batch by batch."""

@@ -107,13 +107,21 @@ def _overlap_line(pool: Pool) -> str:
 def _pool_tree(pool: Pool) -> Tree:
     index = pool.train.index
     tokens = index.domain_tokens()
-    tree = Tree(
-        f"data {pool.name}: {index.rows:,} rows of {pool.seq_len} target tokens, {float(tokens.sum()):,.0f} tokens"
-    )
+    what = "up to" if pool.train.examples else "of"
+    kind = "" if pool.train.examples else " target"
+    total = f"{float(tokens.sum()):,.0f}{' target' * pool.train.examples} tokens"
+    tree = Tree(f"data {pool.name}: {index.rows:,} rows {what} {pool.seq_len}{kind} tokens, {total}")
     for k, name in enumerate(pool.domains):
         held_out = int(pool.validation.index.sizes[k])
         share = float(tokens[k] / tokens.sum())
         tree.add(f"{name}: {int(index.sizes[k]):,} rows, {share:.1%} of the tokens, {held_out} validation rows")
+    if pool.train.examples:
+        counts = [counts["train"] for counts in pool.manifest["counts"].values()]
+        cut, lost = (sum(c[key] for c in counts) for key in ("cut", "without_target"))
+        tree.add(f"{cut:,} examples cut to dataset.seq_len, {lost:,} left out: their prompt alone is longer")
+    if pool.target is not None:
+        sizes = zip(pool.target.index.domains, pool.target.index.sizes.tolist(), strict=True)
+        tree.add("target set: " + ", ".join(f"{name} {rows} rows" for name, rows in sizes))
     return tree
 
 
@@ -138,12 +146,14 @@ def _add_plan(tree: Tree, experiment: Experiment, given: Mapping[str, Any]) -> N
 def _add_cost(tree: Tree, experiment: Experiment) -> None:
     steps, rows = experiment.steps, experiment.batch_rows
     flops = experiment.flops(steps)
-    training = steps * experiment.batch_tokens * 3 * experiment.flops_per_token
+    training = steps * experiment.batch_inputs * 3 * experiment.flops_per_token
     parameters = sum(p.numel() for p in experiment.model.parameters())
     cost = tree.add("cost")
     epochs = steps * rows / experiment.pool.train.index.rows
     cost.add(f"steps {steps:,} of {rows} rows, tokens {steps * experiment.batch_tokens:,.0f}, {epochs:.2f} epochs")
-    cost.add(f"model {parameters:,} parameters")
+    trained = sum(p.numel() for p in experiment.model.parameters() if p.requires_grad)
+    part = f", of which {trained:,} are trained" if trained < parameters else ""
+    cost.add(f"model {parameters:,} parameters{part}")
     measuring = flops - training - experiment.stage_flops
     cost.add(f"FLOPs {flops:.3e}, of which measuring {measuring:.3e} ({measuring / flops:.1%})")
     if experiment.stage_flops:

@@ -43,7 +43,7 @@ def hours(experiment: Experiment, flops: float) -> str:
 
 
 def memory_bytes(experiment: Experiment) -> float:
-    """Weights, gradients, two optimizer moments in float32, and the activations of one micro-batch.
+    """Weights, gradients and two optimizer moments of what is trained, in float32, and one micro-batch's activations.
 
     Activations: 34 bytes per token, layer and unit of width at 16 bits (arXiv 2205.05198, section 4.1, without the
     attention matrix), twice that at 32; and the logits with their gradient.
@@ -51,13 +51,14 @@ def memory_bytes(experiment: Experiment) -> float:
     config: Any = experiment.model.config
     trainer = experiment.settings["trainer"]
     parameters = sum(p.numel() for p in experiment.model.parameters())
+    trained = sum(p.numel() for p in experiment.model.parameters() if p.requires_grad)
     rows = trainer["micro_batch_size"] or experiment.batch_rows
     wide = 1 if "16" in str(trainer["precision"]) else 2
     tokens = rows * experiment.pool.seq_len
     layers = 1 if experiment.settings["model"]["gradient_checkpointing"] else config.num_hidden_layers
     activations = 34 * wide * tokens * layers * config.hidden_size
     logits = 2 * 2 * wide * tokens * config.vocab_size
-    return 16.0 * parameters + activations + logits
+    return 4.0 * parameters + 12.0 * trained + activations + logits
 
 
 def gigabytes(size: float) -> str:

@@ -47,6 +47,14 @@ class Experiment:
         index = self.pool.train.index
         return self.batch_rows * float(index.domain_tokens().sum()) / index.rows
 
+    @property
+    def batch_inputs(self) -> float:
+        """Mean tokens of a global batch that the model reads, prompts included."""
+        index = self.pool.train.index
+        if index.input_tokens is None:
+            return self.batch_tokens
+        return self.batch_rows * float(index.input_tokens.double().mean())
+
     def measured_rows(self, steps: int) -> dict[str, float]:
         """Rows that each strategy has measured in a run of `steps` steps, in forward passes over a row."""
         seen: dict[int, set[Signal]] = {}  # by step: what a selector measures is not measured again for an orderer
@@ -54,8 +62,8 @@ class Experiment:
 
     def flops(self, steps: int) -> float:
         """Model FLOPs of a run of `steps` steps: training, measuring, and the stages before it."""
-        training = steps * self.batch_tokens * (1 + BACKWARD)
-        measuring = sum(self.measured_rows(steps).values()) * self.batch_tokens / self.batch_rows
+        training = steps * self.batch_inputs * (1 + BACKWARD)
+        measuring = sum(self.measured_rows(steps).values()) * self.batch_inputs / self.batch_rows
         return (training + measuring) * self.flops_per_token + self.stage_flops
 
     def _measured(self, placed: Placed, steps: int, seen: dict[int, set[Signal]]) -> float:
@@ -157,6 +165,15 @@ def _refuse_missing_gpu(accelerator: str) -> None:
         )
 
 
+def _context(pool: Pool) -> int:
+    """Tokens of a row, by which the FLOPs of a token are counted."""
+    inputs = pool.train.index.input_tokens
+    if inputs is None:
+        return pool.seq_len
+    n = inputs.double()
+    return round(float((n * n).sum() / n.sum()))  # see rows_flops
+
+
 def make_experiment(
     settings: Mapping[str, Any], pool: Pool, *, meta: bool = False, stage_flops: float = 0.0
 ) -> Experiment:
@@ -170,7 +187,8 @@ def make_experiment(
         _refuse_missing_gpu(settings["trainer"]["accelerator"])
     with torch.device("meta" if meta else "cpu"):
         model = make_model({**settings["model"], "compile": settings["model"]["compile"] and not meta}, pool)
-    experiment = Experiment(settings, pool, strategies, model, 0, forward_flops(model, pool.seq_len), stage_flops)
+    flops_per_token = forward_flops(model, _context(pool))
+    experiment = Experiment(settings, pool, strategies, model, 0, flops_per_token, stage_flops)
     experiment.steps = total_steps(
         settings["budget"],
         batch_rows=experiment.batch_rows,

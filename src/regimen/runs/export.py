@@ -13,22 +13,26 @@ from regimen.core.files import write_json
 from regimen.core.stream import Stream
 from regimen.data.pool import Pool
 from regimen.runs.experiment import make_pool
-from regimen.runs.models import make_model
+from regimen.runs.lora import export_adapted, lora_of
+from regimen.runs.models import base_model
 from regimen.runs.references import model_weights, read_run
 from regimen.runs.summary import fingerprints
 from regimen.training.callbacks.checkpoint import checkpoints
 from regimen.training.tensors import internalise
 
 
-def export(run: Path, to: Path) -> Path:
+def export(run: Path, to: Path, *, merge: bool = True) -> Path:
     """Write a Hugging Face model and tokenizer, `rows.parquet` and `mixture.json` of run folder `run` to folder `to`.
 
+    merge: put the adapters of a run with `model.lora` into its model; false: write them alone, for peft.
     rows.parquet: id, domain, documents (ids of those the row holds), kept (may be drawn), served (times).
     Raises ConfigError where the run is not finished, its data changed, or `to` exists.
     """
     settings, summary = read_run(run)
     if to.exists():
         raise ConfigError("the folder to export to exists", got=f"to={to}", do="name a new folder")
+    if not merge:
+        _refuse_no_adapter(settings["model"])
     pool = make_pool(settings, progress=False)
     if fingerprints(settings, pool)["pool"] != summary["fingerprints"]["pool"]:
         raise ConfigError("the run's data changed since", got=run, do="bring the data back, then export again")
@@ -38,7 +42,7 @@ def export(run: Path, to: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _export_model(settings, pool, saved["state_dict"], temporary)
+        _export_model(settings["model"], pool, model_weights(saved["state_dict"]), temporary, merge=merge)
         _export_rows(settings, pool, saved, run, temporary)
         write_json(temporary / "mixture.json", summary["mixture"])
         temporary.replace(to)
@@ -51,15 +55,31 @@ def export(run: Path, to: Path) -> Path:
     return to
 
 
-def _export_model(settings: dict[str, Any], pool: Pool, weights: dict[str, Any], to: Path) -> None:
+def _refuse_no_adapter(model: dict[str, Any]) -> None:
+    """An adapter alone is of use only beside a model that others can load."""
+    if lora_of(model) is None:
+        what, got = "the run has no adapters to write alone", "merge=false, and model.lora.rank=null in the run"
+    elif not model["pretrained"]:
+        what, got = "the model that the adapters belong to is nowhere but in this run", "model.pretrained=false"
+    else:
+        return
+    raise ConfigError(what, got=got, do="leave merge=false out")
+
+
+def _export_model(
+    model_settings: dict[str, Any], pool: Pool, weights: dict[str, Any], to: Path, *, merge: bool
+) -> None:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = make_model({**settings["model"], "compile": False}, pool)
-    model.load_state_dict(model_weights(weights))
-    model.config.use_cache = True
-    model.save_pretrained(to)  # type: ignore[operator]
+    model, lora = base_model(model_settings, pool), lora_of(model_settings)
+    if lora is None:
+        model.load_state_dict(weights)
+        model.config.use_cache = True
+        model.save_pretrained(to)
+    else:
+        export_adapted(model, lora, weights, to, base=None if merge else str(model_settings["path"]))
     AutoTokenizer.from_pretrained(pool.tokenizer_path).save_pretrained(to)
 
 

@@ -6,8 +6,10 @@ that a run resumed on other hardware finds its folder.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from regimen.core.settings import NOT_RESULT, is_under
 def config_hash(config: Mapping[str, Any]) -> str:
     """Ten hex digits of everything in a resolved configuration that can change the result."""
     kept: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    _leave_out_what_is_off(kept)
     kept["strategies"] = _by_content(kept.get("strategies", {}))
     if not kept.get("stages"):
         for name in ("rounds", "proxy"):  # they are the stages' alone
@@ -33,16 +36,37 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def _leave_out_what_is_off(config: dict[str, Any]) -> None:
+    """Settings that came later and do nothing: a run from before there were such settings keeps its hash."""
+    if config.get("objective", {}).get("kind") == "causal_lm":
+        del config["objective"]["kind"]
+    model = config.get("model", {})
+    if "lora" in model and not (model["lora"] or {}).get("rank"):
+        del model["lora"]
+
+
 def _by_content(tree: Any) -> Any:
-    """The settings with the folder of a finished run replaced by that run's hash: where it lies does not matter."""
+    """The settings with finished runs and files replaced by their content: where they lie does not matter."""
     if isinstance(tree, dict):
         return {key: _by_content(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_by_content(value) for value in tree]
-    if isinstance(tree, str) and tree and (path := Path(tree).expanduser() / "summary.json").is_file():
-        told = json.loads(path.read_text())
-        return f"run {told['hash']} on {told['fingerprints']['pool']}"
+    if isinstance(tree, str) and ("/" in tree or "." in tree):  # a word may be the name of a file by chance
+        path = os.path.expanduser(tree)
+        if os.path.isfile(told := os.path.join(path, "summary.json")):
+            run = json.loads(Path(told).read_text())
+            return f"run {run['hash']} on {run['fingerprints']['pool']}"
+        if os.path.isfile(path):
+            state = os.stat(path)
+            return f"file {_digest(path, state.st_size, state.st_mtime_ns)}"
     return tree
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: str, size: int, changed: int) -> str:
+    """Of a file's content; size and time of change only spare reading it again."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def methods(config: Mapping[str, Any]) -> list[str]:

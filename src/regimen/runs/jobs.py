@@ -73,6 +73,8 @@ def run(command: str, config: DictConfig) -> None:
         settings, folder, sweep = _resolved(config)
         job = _job(run_name(settings))
         validate.settings(settings)
+        if command != "prepare":
+            validate.rows(settings)
         if command == "train":
             from regimen.runs.train import train
 

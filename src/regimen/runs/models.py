@@ -9,23 +9,34 @@ from torch import nn
 
 from regimen.core.errors import ConfigError, closest
 from regimen.data.pool import Pool
+from regimen.runs.lora import add_adapters, lora_of
 
 
 def make_model(settings: Mapping[str, Any], pool: Pool) -> nn.Module:
-    """The model of a run, in float32, with room for the pool's vocabulary and row length.
+    """The model of a run, in float32, with room for the pool's vocabulary and row length, and its adapters if any.
 
     Raises ConfigError for an unknown architecture, a shape it refuses, a context shorter than the pool's rows, or
     pretrained weights with another vocabulary than the pool's tokenizer.
     """
-    model = _pretrained(settings, pool) if settings["pretrained"] else _from_scratch(settings, pool)
+    model = base_model(settings, pool)
+    lora = lora_of(settings)
+    if lora is not None:
+        add_adapters(model, lora)
     model.train()  # a pretrained model comes in evaluation mode, with its dropout off
     if settings["gradient_checkpointing"]:
         # Renamed in transformers 5; the old name warns and goes in 6.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+        if lora is not None:
+            model.enable_input_require_grads()  # the embedding is frozen, and what it gives passes checkpoints
     if settings["compile"]:
         model.compile()
     return model
+
+
+def base_model(settings: Mapping[str, Any], pool: Pool) -> Any:
+    """The model without adapters."""
+    return _pretrained(settings, pool) if settings["pretrained"] else _from_scratch(settings, pool)
 
 
 def model_config(settings: Mapping[str, Any], pool: Pool) -> Any:

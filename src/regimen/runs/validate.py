@@ -39,6 +39,10 @@ def _one_of(*known: str) -> Rule:
     return Rule(", ".join(known), lambda v: v in known)
 
 
+def _words(values: list[Any]) -> bool:
+    return bool(values) and all(isinstance(v, str) and v != "" for v in values)
+
+
 def _or_null(rule: Rule, meaning: str) -> Rule:
     return Rule(f"{rule.allowed}, or null ({meaning})", lambda v: v is None or rule.holds(v))
 
@@ -75,10 +79,24 @@ GROUPS: Mapping[str, Mapping[str, Rule]] = {
     "model": {
         **dict.fromkeys(("path", "attn_implementation", "architecture", "config"), _ANY),
         **dict.fromkeys(("pretrained", "gradient_checkpointing", "compile"), _SWITCH),
+        "lora": _or_null(Rule("a mapping", lambda v: isinstance(v, Mapping)), "no adapters"),
+    },
+    "model.lora": {
+        "rank": _or_null(_whole(1), "no adapters: the whole model is trained"),
+        "alpha": _POSITIVE,
+        "dropout": Rule("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1),
+        "targets": Rule(
+            "all-linear, a regular expression, or a list of names of modules, e.g. [q_proj, v_proj]",
+            lambda v: (isinstance(v, str) and v != "") or (isinstance(v, list) and _words(v)),
+        ),
     },
     "budget": {**dict.fromkeys(UNITS, _ANY), "fallback_steps": _whole(1)},
     "evaluation": {"at": _FRACTIONS},
-    "objective": {"reduction": _one_of("token_mean", "sample_mean"), "chunk": _whole(1)},
+    "objective": {
+        "kind": _one_of("causal_lm", "sft"),
+        "reduction": _one_of("token_mean", "sample_mean"),
+        "chunk": _whole(1),
+    },
     "paths": dict.fromkeys(("outputs", "pools", "store"), Rule("a folder", lambda v: isinstance(v, str) and v != "")),
     "proxy": {
         "model": _or_null(Rule("a model of conf/model", lambda v: isinstance(v, str)), "the run's own"),
@@ -119,7 +137,7 @@ def settings(given: Mapping[str, Any]) -> None:
     """Raises ConfigError for an unknown setting of a closed group, or a value out of range or of the wrong type."""
     for group, rules in GROUPS.items():
         values = _at(given, group)
-        if group == "logger.wandb" and values is None:
+        if group in ("logger.wandb", "model.lora") and values is None:
             continue  # it is turned off
         if not isinstance(values, Mapping):
             raise ConfigError(f"{group} has no settings", got=f"{group}={values}", allowed=", ".join(rules))
@@ -135,6 +153,24 @@ def settings(given: Mapping[str, Any]) -> None:
     chosen_unit(given["budget"])
     stages.check(given["stages"])
     _refuse_ragged_batch(given["trainer"])
+
+
+def rows(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the objective is not that of the dataset's rows. Preparing data needs no objective."""
+    objective, rows_of = given["objective"].get("kind", "causal_lm"), given["dataset"].get("format", "text")
+    if objective == "sft" and rows_of == "text":
+        raise ConfigError(
+            "objective=sft learns answers, and packed text has none",
+            got=f"objective.kind=sft dataset.format={rows_of}",
+            do="choose a dataset of examples, e.g. dataset=local_sft or dataset=sft_files dataset.path=FILE, "
+            "or objective=causal_lm",
+        )
+    if objective == "causal_lm" and rows_of == "sft":
+        raise ConfigError(
+            "the rows of this dataset are examples, whose prompts are left out of the loss",
+            got=f"objective.kind=causal_lm dataset.format={rows_of}",
+            do="add objective=sft, or choose a dataset of text, e.g. dataset=local",
+        )
 
 
 def _refuse_ragged_batch(trainer: Mapping[str, Any]) -> None:

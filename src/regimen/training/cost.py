@@ -9,12 +9,12 @@ table 1, with the attention term at full context.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 PURPOSES = ("training", "measuring", "evaluation", "stages")  # evaluation: the harness's own, saving included
 BACKWARD = 2.0  # a backward pass in forward passes
@@ -41,6 +41,16 @@ def non_embedding_parameters(model: nn.Module) -> int:
 def _ends(model: nn.Module) -> tuple[Any, Any]:
     """The input embedding and the output head, which may be None."""
     return model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+
+
+def rows_flops(of_context: Callable[[int], float], lengths: Tensor) -> float:
+    """FLOPs of a forward pass over rows of `lengths` (n,) tokens each, padding not counted.
+
+    of_context: FLOPs of a token in a row of so many, an affine function.
+    """
+    n = lengths.double()
+    fixed = of_context(0)
+    return float(n.sum()) * fixed + float((n * n).sum()) * (of_context(1) - fixed)
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regimen.core.errors import ConfigError
-from regimen.training.cost import BACKWARD
+from regimen.training.cost import BACKWARD, rows_flops
 from regimen.training.sweep import Sweeper, undisturbed
 
 _COLUMNS = 2**20  # of the gradients that are turned to float64 at a time
@@ -129,9 +129,8 @@ class DomainGradients:
         sweeper = self.sweeper
         with sweeper.clock.timed(sweeper.purpose), undisturbed(sweeper.module, gradients=True):
             yield
-        lengths = sweeper.index.tokens_of(ids)
-        tokens, context = float(lengths.sum()), int(lengths.max()) if len(ids) else 0
-        flops = tokens * sweeper.module.forward_flops(context) * (1 + BACKWARD)
+        tokens = float(sweeper.index.tokens_of(ids).sum())
+        flops = rows_flops(sweeper.module.forward_flops, sweeper.index.inputs_of(ids)) * (1 + BACKWARD)
         sweeper.clock.add(sweeper.purpose, tokens=tokens, flops=flops)
 
 

@@ -25,7 +25,8 @@ class Batch(NamedTuple):
     """A micro-batch.
 
     inputs, targets: (b, L) int64; targets are IGNORE where nothing is predicted. positions: (b, L) int64 inside each
-    document, or None where attention crosses documents. ids, domain, tokens: (b,) int64; tokens counts targets.
+    document, or None where attention crosses documents. ids, domain, tokens, lengths: (b,) int64; tokens counts
+    targets, lengths what the model reads of a row, without padding.
     step: optimizer steps done. micro: which of the A micro-batches. global_rows, global_tokens: of the global batch.
     """
 
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     ids: Tensor
     domain: Tensor
     tokens: Tensor
+    lengths: Tensor
     step: int
     micro: int
     global_rows: int
@@ -42,12 +44,18 @@ class Batch(NamedTuple):
 
 
 def collate(table: RowTable, ids: Tensor, *, document_mask: bool) -> dict[str, Any]:
-    """The tensors of rows `ids` (b,): inputs, targets and positions (b, L), and ids, domain, tokens (b,)."""
+    """The tensors of rows `ids` (b,): inputs, targets and positions (b, L), and ids, domain, tokens, lengths (b,).
+
+    Rows are padded on the right, so that under causal attention no token of a row sees the padding.
+    """
     rows = table.read(ids, positions=document_mask)
     inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:]
-    tokens = rows.lengths - 1
-    if bool((tokens < targets.shape[1]).any()):
-        past_end = torch.arange(targets.shape[1]) >= tokens[:, None]
+    tokens = lengths = rows.lengths - 1
+    if rows.targets is not None:
+        learnt = rows.targets[:, 1:]  # (b, L): neither prompts nor padding
+        targets, tokens = targets.masked_fill(~learnt, IGNORE), learnt.sum(1)
+    elif bool((lengths < targets.shape[1]).any()):
+        past_end = torch.arange(targets.shape[1]) >= lengths[:, None]
         targets = targets.masked_fill(past_end, IGNORE)
     positions = None if rows.positions is None else rows.positions[:, :-1]
     domain = table.index.domain_of(ids)
@@ -58,6 +66,7 @@ def collate(table: RowTable, ids: Tensor, *, document_mask: bool) -> dict[str, A
         "ids": ids,
         "domain": domain,
         "tokens": tokens,
+        "lengths": lengths,
     }
 
 

@@ -27,11 +27,13 @@ Weigher = Callable[[Tensor, Batch], Tensor]  # (b, L) token losses, micro-batch 
 class Objective:
     """How token losses become the loss of a step.
 
+    kind: `causal_lm` on packed text, `sft` on rows of one example, of which the answers are learnt.
     reduction: `token_mean` divides the summed loss of all target tokens of the global batch by their number;
         `sample_mean` averages each example's mean loss. They agree where all rows have the same length.
     chunk: tokens whose logits are upcast to float32 at a time.
     """
 
+    kind: Literal["causal_lm", "sft"] = "causal_lm"
     reduction: Literal["token_mean", "sample_mean"] = "token_mean"
     chunk: int = 1024
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from regimen.training.cost import CostClock, forward_flops
+from regimen.training.cost import CostClock, forward_flops, rows_flops
 from regimen.training.cross_entropy import token_losses
 from regimen.training.loader import Batch
 
@@ -27,13 +27,15 @@ class Reference:
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:
         """(b, L) float32 token losses under the reference; 0 where nothing is predicted."""
-        context = batch.inputs.shape[1]
-        if context not in self._flops:
-            self._flops[context] = forward_flops(self.model, context)
         with self.clock.timed("measuring"):
             self.model.to(batch.inputs.device)
             output = self.model(input_ids=batch.inputs, position_ids=batch.positions, use_cache=False)
             losses = token_losses(output.logits, batch.targets, chunk=self.chunk)
-        tokens = float(batch.tokens.sum()) * self.world
-        self.clock.add("measuring", tokens=tokens, flops=tokens * self._flops[context])
+        flops = rows_flops(self._forward_flops, batch.lengths) * self.world
+        self.clock.add("measuring", tokens=float(batch.tokens.sum()) * self.world, flops=flops)
         return losses
+
+    def _forward_flops(self, context: int) -> float:
+        if context not in self._flops:
+            self._flops[context] = forward_flops(self.model, context)
+        return self._flops[context]

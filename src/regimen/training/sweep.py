@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from regimen.core.index import PoolIndex
 from regimen.data.pool import RowTable
 from regimen.training.context import gathered
-from regimen.training.cost import CostClock
+from regimen.training.cost import CostClock, rows_flops
 from regimen.training.loader import Batch, collate
 from regimen.training.module import LanguageModule
 
@@ -97,15 +97,15 @@ class Sweeper:
     def measure(self, ids: Tensor) -> Measured:
         """Measure rows `ids` (n,). Collective: all ranks call it with the same ids, and forward equally often."""
         world, rank = self.trainer.world_size, self.trainer.global_rank
-        by_length = self.index.tokens_of(ids).argsort(stable=True)  # rows of one length together: little padding
+        by_length = self.index.inputs_of(ids).argsort(stable=True)  # rows of one length together: little padding
         per_rank = -(-len(ids) // world)
         padded = by_length[torch.arange(per_rank * world).clamp(max=len(ids) - 1)]
         with self.clock.timed(self.purpose), undisturbed(self.module):
             mine = [self._forward(ids[part]) for part in padded.view(world, -1)[rank].split(self.batch_size)]
             everyone = gathered(self.trainer, torch.cat(mine))  # (per_rank, 4) -> (W * per_rank, 4)
         tokens = float(self.index.tokens_of(ids).sum())
-        context = int(self.index.tokens_of(ids[:1])[0]) if len(ids) else 0
-        self.clock.add(self.purpose, tokens=tokens, flops=tokens * self.module.forward_flops(context))
+        flops = rows_flops(self.module.forward_flops, self.index.inputs_of(ids))
+        self.clock.add(self.purpose, tokens=tokens, flops=flops)
         out = torch.empty(len(ids), 4, dtype=torch.float64)
         out[padded] = everyone
         return Measured(*out.unbind(1))

@@ -97,3 +97,14 @@ def test_a_sweep_is_named_after_what_is_swept(overrides: list[str], name: str) -
     assert sweep_name(overrides[::-1]).endswith(digest), "the order of overrides does not matter"
     assert sweep_name([*overrides, "logger=wandb", "trainer.devices=2"]) == sweep_name(overrides)
     assert sweep_name([*overrides, "optimizer.lr=7"]) != sweep_name(overrides)
+
+
+def test_a_file_in_a_strategy_counts_by_its_content(tmp_path: Path) -> None:
+    def hashed(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return config_hash({"strategies": {"scores": {"by": {"path": str(tmp_path / name)}}}})
+
+    first = hashed("a.csv", "score\n1\n")
+    assert hashed("b.csv", "score\n1\n") == first
+    assert hashed("a.csv", "score\n2\n") != first
+    assert config_hash({"strategies": {"by": "no/such/file"}}) != config_hash({"strategies": {"by": "no/such/other"}})

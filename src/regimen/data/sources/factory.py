@@ -14,6 +14,10 @@ def open_source(settings: DatasetSettings, root: Path) -> Source:
         from regimen.data.sources.local import LocalSource
 
         return LocalSource(settings)
+    if settings.source == "local_sft":
+        from regimen.data.sources.local_sft import LocalSftSource
+
+        return LocalSftSource(settings)
     if settings.source == "hub":
         from regimen.data.sources.hub import HubSource
 

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from regimen.data.settings import DatasetSettings
-from regimen.data.sources.records import BadRecords, Record, usable_text
-
-
-def field_of(raw: Mapping[str, Any], name: str) -> Any:
-    """The value of a field; `meta.set` is looked up as it stands, then as `set` inside `meta`. None where missing."""
-    if name in raw:
-        return raw[name]
-    outer, _, inner = name.partition(".")
-    inside = raw.get(outer)
-    return field_of(inside, inner) if inner and isinstance(inside, Mapping) else None
+from regimen.data.sources.conversations import conversation_text
+from regimen.data.sources.records import BadRecords, Record, field_of, usable_text
 
 
 def record_of(
@@ -32,9 +23,11 @@ def record_of(
         )
         return None
     fields = sorted(map(str, raw))
-    text = usable_text(
-        field_of(raw, settings.text_field), file=file, line=line, field=settings.text_field, fields=fields, bad=bad
-    )
+    if settings.format == "sft":
+        text = conversation_text(raw, settings.sft, bad, file=file, line=line)
+    else:
+        value = field_of(raw, settings.text_field)
+        text = usable_text(value, file=file, line=line, field=settings.text_field, fields=fields, bad=bad)
     if text is None:
         return None
     if settings.domain_field:

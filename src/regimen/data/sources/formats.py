@@ -63,14 +63,15 @@ def read_parquet(fs: Any, part: Any, settings: DatasetSettings, bad: BadRecords)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = [f for f in (settings.text_field, settings.id_field, settings.domain_field) if f]
+    fields = settings.sft.fields if settings.format == "sft" else (settings.text_field,)
+    wanted = [f for f in (*fields, settings.id_field, settings.domain_field) if f]
     with opened(fs, part.path) as stream:
         try:
             table = pq.ParquetFile(stream)
             there = table.schema_arrow.names
             columns = [name for name in there if any(f == name or f.startswith(name + ".") for f in wanted)]
-            if not any(settings.text_field == c or settings.text_field.startswith(c + ".") for c in columns):
-                usable_text(None, file=part.path, line=0, field=settings.text_field, fields=there, bad=bad)
+            if not any(fields[0] == c or fields[0].startswith(c + ".") for c in columns):
+                usable_text(None, file=part.path, line=0, field=fields[0], fields=there, bad=bad)
                 return
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=columns):

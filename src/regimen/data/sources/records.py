@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from regimen.core.errors import DataError
@@ -55,10 +55,19 @@ class Source(Protocol):
         ...
 
 
+def field_of(raw: Mapping[str, Any], name: str) -> Any:
+    """The value of a field; `meta.set` is looked up as it stands, then as `set` inside `meta`. None where missing."""
+    if name in raw:
+        return raw[name]
+    outer, _, inner = name.partition(".")
+    inside = raw.get(outer)
+    return field_of(inside, inner) if inner and isinstance(inside, Mapping) else None
+
+
 def usable_text(value: object, *, file: str, line: int, field: str, fields: object, bad: BadRecords) -> str | None:
     """The text itself, or None after reporting why it is none."""
     if isinstance(value, str) and value.strip():
-        if value.isascii() or _encodes(value):
+        if encodes(value):
             return value
         bad.report(f"the text in {field!r} is not valid Unicode (a lone surrogate)", file=file, line=line)
         return None
@@ -80,7 +89,10 @@ def usable_text(value: object, *, file: str, line: int, field: str, fields: obje
     return None
 
 
-def _encodes(text: str) -> bool:
+def encodes(text: str) -> bool:
+    """Whether a text is valid Unicode, without lone surrogates."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

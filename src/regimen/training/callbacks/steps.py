@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regimen.training.context import RunContext, Step, at_boundary, gathered, refuse_nan
-from regimen.training.cost import BACKWARD
+from regimen.training.cost import BACKWARD, rows_flops
 from regimen.training.loader import Batch
 from regimen.training.module import LanguageModule
 
@@ -35,11 +35,11 @@ class GatherSteps(pl.Callback):
         index = context.index
         domain, tokens = index.domain_of(ids), index.tokens_of(ids)
         context.step = Step(trainer.global_step, ids, domain, tokens, sums=values[:, 0], weights=values[:, 1])
-        self._charge(pl_module, float(tokens.sum()), batch.inputs.shape[1])
+        self._charge(pl_module, float(tokens.sum()), index.inputs_of(ids))
         refuse_nan(index, trainer.global_step, ids, values[:, 0])
         context.drain_stream_warnings(trainer, trainer.global_step)
 
-    def _charge(self, module: pl.LightningModule, tokens: float, width: int) -> None:
+    def _charge(self, module: pl.LightningModule, tokens: float, lengths: Tensor) -> None:
         assert isinstance(module, LanguageModule)
-        flops = tokens * module.forward_flops(width) * (1 + BACKWARD)
+        flops = rows_flops(module.forward_flops, lengths) * (1 + BACKWARD)
         self.context.clock.add("training", tokens=tokens, flops=flops)

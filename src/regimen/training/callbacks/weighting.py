@@ -21,6 +21,7 @@ from regimen.core.strategy import Observation, WeighedBatch, Weighter
 from regimen.training.callbacks import summaries
 from regimen.training.callbacks.strategies import StrategyCallback
 from regimen.training.context import RunContext, Step, gathered, refuse_nan
+from regimen.training.cost import rows_flops
 from regimen.training.loader import Batch
 from regimen.training.module import LanguageModule
 
@@ -83,17 +84,17 @@ class WeightingCallback(StrategyCallback[Weighter]):
         if loader.accumulation == 1:
             return []
         assert module is not None and trainer is not None
-        start, out, tokens = time.perf_counter(), [], 0
+        start, out = time.perf_counter(), []
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             for micro in range(1, loader.accumulation):
                 later = trainer.strategy.batch_to_device(loader.micro_batch(micro), module.device)
                 out.append(self._measured(module.token_losses(later), later))
-                tokens += int(later.tokens.sum())
-        world_tokens = tokens * loader.world
-        seconds = time.perf_counter() - start
-        flops = world_tokens * module.forward_flops(batch.inputs.shape[1])
-        self.context.clock.add("measuring", seconds=seconds, tokens=world_tokens, flops=flops)
+        seconds, index = time.perf_counter() - start, self.context.index
+        ids = loader.global_ids.view(loader.world, loader.accumulation, -1)[:, 1:].flatten()  # of all ranks
+        flops = rows_flops(module.forward_flops, index.inputs_of(ids))
+        tokens = int(index.tokens_of(ids).sum())
+        self.context.clock.add("measuring", seconds=seconds, tokens=tokens, flops=flops)
         self.context.clock.add("training", seconds=-seconds)
         return out
 
