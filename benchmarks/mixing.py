@@ -70,8 +70,10 @@ def main() -> int:
     _regimen("prepare", *common)
     with ThreadPoolExecutor(given.workers) as workers:
         codes = list(workers.map(lambda seed: _seed(seed, common, given.steps), range(1, given.seeds + 1)))
-    lines = table(Path(os.environ.get("REGIMEN_OUTPUTS", "outputs")), given.seeds)
+    outputs = Path(os.environ.get("REGIMEN_OUTPUTS", "outputs"))
+    lines = table(outputs, given.seeds)
     print("\n".join(lines))
+    _report(outputs)
     if given.table:
         given.table.write_text("\n".join(lines) + "\n")
     return max(codes)
@@ -85,9 +87,23 @@ def _seed(seed: int, common: Sequence[str], steps: int) -> int:
     for name, domains in OBJECTIVES.items():
         for method in AIMED:
             own = aimed(method, domains, steps)
-            sweep = f"sweep=mixing-{name.replace(' ', '-')}"
-            code |= _regimen("train", f"method={method}", f"seed={seed}", sweep, *common, *own)
+            code |= _regimen("train", f"method={method}", f"seed={seed}", f"sweep={_sweep(name)}", *common, *own)
     return code
+
+
+def _report(outputs: Path) -> None:
+    """The report page of each objective that is one metric; a pair of domains has its table alone."""
+    for name, domains in OBJECTIVES.items():
+        if len(domains) > 1:
+            continue
+        runs = f"runs={outputs}/mixing-any,{outputs}/{_sweep(name)}"
+        metric = f"metric={domains[0] if domains else 'macro'}/bits_per_byte"
+        _regimen("report", runs, metric, "baseline=uniform", f"out={outputs}/report-{_sweep(name)}")
+
+
+def _sweep(objective: str) -> str:
+    """The folder of the runs that are aimed at an objective."""
+    return f"mixing-{objective.replace(' ', '-')}"
 
 
 def _regimen(*arguments: str) -> int:
@@ -109,7 +125,7 @@ def table(outputs: Path, seeds: int) -> list[str]:
     """Markdown: a table per objective, methods from best to worst."""
     lines: list[str] = []
     for name, domains in OBJECTIVES.items():
-        runs = {**results(outputs, "mixing-any"), **results(outputs, f"mixing-{name.replace(' ', '-')}")}
+        runs = {**results(outputs, "mixing-any"), **results(outputs, _sweep(name))}
         lines += ["", f"### Objective: {' and '.join(domains) or 'all domains (macro)'}", ""]
         lines += ["| method | bits per byte | against uniform | against natural | tokens | FLOPs | of which stages |"]
         lines += ["|---|---|---|---|---|---|---|"]
