@@ -103,7 +103,12 @@ class TokenSignal(Signal):
 
 @dataclass(frozen=True, kw_only=True)
 class DomainSignal(Signal):
-    """Numbers per domain."""
+    """Numbers per domain.
+
+    of_text: they depend on the pool's text alone, on no model and no draw, so that they may be kept for other runs.
+    """
+
+    of_text: ClassVar[bool] = False
 
     def survey(self, surveyor: Surveyor, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Values (K,) or (K, ...) float64. ids (n,): the global batch, for a weighter the one about to be trained on.

@@ -22,7 +22,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """Ten hex digits of everything in a resolved configuration that can change the result."""
     kept: dict[str, Any] = json.loads(json.dumps(config, default=str))
     _leave_out_what_is_off(kept)
-    kept["strategies"] = _by_content(kept.get("strategies", {}))
+    kept["strategies"] = by_content(kept.get("strategies", {}))
     if not kept.get("stages"):
         for name in ("rounds", "proxy"):  # they are the stages' alone
             kept.pop(name, None)
@@ -45,12 +45,12 @@ def _leave_out_what_is_off(config: dict[str, Any]) -> None:
         del model["lora"]
 
 
-def _by_content(tree: Any) -> Any:
+def by_content(tree: Any) -> Any:
     """The settings with finished runs and files replaced by their content: where they lie does not matter."""
     if isinstance(tree, dict):
-        return {key: _by_content(value) for key, value in tree.items()}
+        return {key: by_content(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_by_content(value) for value in tree]
+        return [by_content(value) for value in tree]
     if isinstance(tree, str) and ("/" in tree or "." in tree):  # a word may be the name of a file by chance
         path = os.path.expanduser(tree)
         if os.path.isfile(told := os.path.join(path, "summary.json")):

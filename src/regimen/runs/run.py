@@ -19,9 +19,11 @@ from regimen.data.pool import Pool
 from regimen.runs import summary
 from regimen.runs.attempt import Attempt
 from regimen.runs.experiment import make_experiment
+from regimen.runs.measurements import Measurements
 from regimen.runs.optimizers import make_optimizer
 from regimen.runs.references import load_model, reference_folders
 from regimen.runs.staging import Done, resolved, stage_costs
+from regimen.runs.store import Store
 from regimen.runs.trackers import make_trackers
 from regimen.signals.board import SignalBoard
 from regimen.training.callbacks.checkpoint import RunState, SaveCheckpoints, clear_unfinished, step_of
@@ -152,7 +154,9 @@ class Run:
         measuring = Sweeper(self.trainer, self.module, pool.train, purpose="measuring", **shared)
         validation = Sweeper(self.trainer, self.module, pool.validation, purpose="measuring", **shared)
         surveyor = DomainSurveyor(pool, training=measuring, validation=validation)
-        self.context.board = SignalBoard(measuring, surveyor, seed=settings["seed"])
+        store = Store(Path(settings["paths"]["store"]))
+        kept = Measurements(store, pool, asked_by=self.folder.name, write=self.rank == 0)
+        self.context.board = SignalBoard(measuring, surveyor, seed=settings["seed"], kept=kept)
         self.evaluate.sweeper = Sweeper(self.trainer, self.module, pool.validation, purpose="evaluation", **shared)
 
     def _compare_with(self, pool: Pool) -> None:

@@ -2,6 +2,7 @@
 
 root/runs/NAME-KEY   folders of runs that were trained as stages
 root/fits/NAME-KEY   fits
+root/measurements/NAME-KEY  values measured on a pool's text
 root/index/KEY.json  where an entry lies (a run started by hand lies among the outputs), and who asked for it
 """
 
@@ -26,9 +27,12 @@ if TYPE_CHECKING:  # listing the store needs no torch
     from regimen.data.pool import Pool
 
 
+VALUES = "values.json"  # of a measurement
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Something kept. kind: `run` or `fit`. asked_by: runs that needed it. own: the store may remove it."""
+    """Something kept. kind: `run`, `fit`, `measurement`. asked_by: runs that needed it. own: the store may remove it."""
 
     key: str
     kind: str
@@ -52,24 +56,25 @@ class Entry:
 
 def run_key(settings: Mapping[str, Any], pool: Pool) -> str:
     """Ten hex digits of what determines a run: settings that count, data, tokenizer, version."""
-    return _digest(config_hash(settings), pool.fingerprint, pool.tokenizer_fingerprint, __version__)
+    return digest(config_hash(settings), pool.fingerprint, pool.tokenizer_fingerprint, __version__)
 
 
 def fit_key(spec: Mapping[str, Any], runs: list[str]) -> str:
     """Ten hex digits of what determines a fit: its settings and the keys of its runs."""
-    return _digest(json.dumps(spec, sort_keys=True, default=str), *runs, __version__)
+    return digest(json.dumps(spec, sort_keys=True, default=str), *runs, __version__)
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
+    """Ten hex digits of texts."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:10]
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a finished run or fit."""
+    """Whether a folder holds a finished run, fit or measurement."""
     path = folder / "summary.json"
     if path.is_file():
         return bool(json.loads(path.read_text())["status"] == "finished")
-    return (folder / "fit.json").is_file()
+    return (folder / "fit.json").is_file() or (folder / VALUES).is_file()
 
 
 class Store:

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class Entropy(DomainSignal):
     kernel: `cosine`: every text counts alike; `linear`: texts with longer vectors count more.
     """
 
+    of_text: ClassVar[bool] = True
     kind: Literal["shannon", "joint", "conditional", "von_neumann"] = "conditional"
     max_tokens: int = 10_000_000
     miller_madow: bool = False
