@@ -32,7 +32,7 @@ VALUES = "values.json"  # of a measurement
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Something kept. kind: `run`, `fit`, `measurement`. asked_by: runs that needed it. own: the store may remove it."""
+    """Something kept. kind: `run`, `fit`, `measurement`. asked_by: runs that needed it. own: made by the store."""
 
     key: str
     kind: str
