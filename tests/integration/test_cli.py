@@ -111,7 +111,7 @@ def completed(regimen: CommandLine, monkeypatch: pytest.MonkeyPatch, line: str) 
         ("regimen check model=qwen2_5_0", ["model=qwen2_5_0_5b"]),
         ("regimen train seed=1 budget.st", ["budget.steps="]),
         ("regimen report ru", ["runs="]),
-        ("regimen export ", ["run=", "to="]),
+        ("regimen export ", ["run=", "to=", "merge="]),
     ],
 )
 def test_words_are_completed(
