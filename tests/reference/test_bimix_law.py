@@ -147,6 +147,16 @@ def test_bounds_hold_and_nothing_allowed_is_better(constraints, alphas, seed):
     assert len(others) == 0 or value <= (a * others**-alpha).sum(1).min() + 1e-9
 
 
+def test_an_alpha_next_to_nothing_is_no_alpha_of_nothing():
+    """Where caps leave all to a domain whose loss hardly falls with its share."""
+    tiny = np.array([0, 0, 0, 2.3e-308])
+    for third in (0.5, 0.0):
+        upper = np.array([0, 0, third, 1])
+        shares, _ = best_shares(np.array([3.0, 2, 1, 0.5]), tiny, lower=np.zeros(4), upper=upper)
+        assert obeys(shares, np.zeros(4), upper)
+    assert best_shares([1, 1], [0, 0], lower=np.array([0.4, 0.6]), upper=np.ones(2))[0].tolist() == [0.4, 0.6]
+
+
 def test_without_alpha_a_domain_gets_its_least_share_and_what_nothing_else_can_take():
     assert best_shares([1, 1], [0.1, 0])[0].tolist() == pytest.approx([1, 0])
     capped = best_shares([1, 1], [0.1, 0], lower=np.zeros(2), upper=np.array([0.3, 1.0]))[0]

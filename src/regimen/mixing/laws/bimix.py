@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from regimen.core.errors import ConfigError
-from regimen.mixing.laws.constraints import Constraints
+from regimen.mixing.laws.constraints import SLACK, Constraints
 from regimen.mixing.laws.law import Fitted, Law, one_of, positive
 from regimen.mixing.laws.simplex import kl_parts, minimise
 from regimen.mixing.laws.table import Array, LawTable
@@ -249,11 +249,14 @@ def best_shares(
         found: Array = np.where(active, np.clip(inner, lower, upper), lower)
         return found
 
-    low, high = -700.0, 700.0
-    full = shares_at(low)
-    if full.sum() < 1:  # the capped ones cannot fill the mixture
+    full: Array = np.where(active, upper, lower)  # for lambda towards 0
+    if full.sum() < 1 - SLACK:  # the capped ones cannot fill the mixture
         room = np.where(active, 0, upper - lower)
         return full + (1 - full.sum()) * room / room.sum(), 0.0
+    if not active.any():
+        return full, 0.0
+    low = float(log_gain[active].min())  # there every share would be 1 or more
+    high = float(log_gain[active].max()) + 700 * (1 + float(alpha.max()))
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if shares_at(middle).sum() > 1 else (low, middle)
