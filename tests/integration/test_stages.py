@@ -275,3 +275,9 @@ def test_what_a_stage_would_give_can_be_given(corpus: Path, tmp_path: Path) -> N
     assert summary(done)["mixture"]["decided"] == pytest.approx({"code": 0.2, "prose": 0.3, "sums": 0.5})
     assert "stages" not in summary(done)
     assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_the_user_is_told_which_stage_trains(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(corpus, tmp_path, "method=mixmin", "proxy.steps=2")
+    told = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("stage ")]
+    assert told == ["stage sources 1 of 3", "stage sources 2 of 3", "stage sources 3 of 3"]

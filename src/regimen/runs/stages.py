@@ -32,11 +32,12 @@ _FIT_KEYS = ("fit", "runs", "target", "unit", "constraints", "at_step", "at_size
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One run of a stage. number: which of the set. overrides: of its command line."""
+    """One run of a stage. number: which of the set, of how many. overrides: of its command line."""
 
     stage: str
     round: int
     number: int
+    of: int
     overrides: tuple[str, ...]
 
 
@@ -121,8 +122,8 @@ def members(settings: Mapping[str, Any], name: str, *, round_number: int, domain
         for member in range(count):
             told = {"{member}": member, "{count}": count, "{round}": round_number}
             overrides = tuple(_filled(override, told) for override in [*base, *own, *more])
-            number = len(out)
-            out.append(Member(stage=name, round=round_number, number=number, overrides=overrides))
+            number, of = len(out), count * len(extra)
+            out.append(Member(stage=name, round=round_number, number=number, of=of, overrides=overrides))
     return out
 
 

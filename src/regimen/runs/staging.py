@@ -7,14 +7,12 @@ locks. A stage that another process is training is waited for; of a set, other m
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from regimen.core.errors import ConfigError, RegimenError, RunError, closest
 from regimen.core.files import disk_errors
@@ -24,6 +22,7 @@ from regimen.runs.compose import compose_plain
 from regimen.runs.experiment import make_pool
 from regimen.runs.handover import given, references, rehearsed, resolve
 from regimen.runs.identity import run_name
+from regimen.runs.locks import Busy, held
 from regimen.runs.store import Store, fit_key, is_finished, run_key
 from regimen.runs.strategies import instantiate, make_strategies
 
@@ -32,28 +31,6 @@ _POLL_SECONDS = 1.0
 _SILENCE_SECONDS = 3600.0  # after which the other ranks give rank 0 up
 
 Train = Callable[[Mapping[str, Any], Path], None]
-
-
-class Busy(ConfigError):
-    """Another process is at work in a folder."""
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder alone. Raises Busy where another process does."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise Busy(
-            "another process is busy with this run", got=folder, do="wait for it, or choose another run_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +127,8 @@ class Staging:
                 with held(folder):
                     trained = not is_finished(folder)
                     if trained:
+                        part = f" {member.number + 1} of {member.of}" if member.of > 1 else ""
+                        print(f"stage {member.stage}{part}: {name} -> {folder}", file=sys.stderr)
                         self._note({"action": "train", "folder": str(folder), "settings": settings})
                         self.train(settings, folder)
         except Busy:

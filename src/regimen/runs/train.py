@@ -17,9 +17,10 @@ from regimen.runs import summary
 from regimen.runs.attempt import Attempt, await_decision, decide, launch_token, refuse
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name
+from regimen.runs.locks import held
 from regimen.runs.ranks import global_rank
 from regimen.runs.run import Run
-from regimen.runs.staging import PLAN, Done, Staging, follow, held
+from regimen.runs.staging import PLAN, Done, Staging, follow
 from regimen.runs.store import Store, run_key
 
 _jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
