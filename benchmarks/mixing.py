@@ -5,7 +5,7 @@
 The corpus is JSON lines with the fields `text` and `domain`, among whose domains are those of OBJECTIVES. A model of
 0.8M parameters is trained on each mixture; methods that rest on proxies train them with the same command, and what they
 cost is in the table. Finished runs and stages are found again, so that the script goes on where it was stopped.
-Seeds, budget, settings and metric are fixed here and were so before the first run.
+Seeds, budget, settings and metric are fixed here, before methods are compared.
 Metric: bits per byte of the validation rows, averaged over the domains of the objective. Lower is better.
 """
 
