@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.shared import SHARED
+
 torch.set_num_threads(1)
 # The same examples in every run, so that nothing fails by chance; HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -24,7 +26,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of published tables and corpora that stands beside some checkouts."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
-    if not folder.is_dir():
+    if not SHARED.is_dir():
         pytest.skip("the folder ../shared with published tables and corpora is not here")
-    return folder
+    return SHARED

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from regimen.core.index import PoolIndex
 from regimen.core.strategy import Observation
 from regimen.signals.loss import Loss
 
+V = TypeVar("V")
 LOSS = Loss()
 INITIAL = ("natural", "uniform")
 
@@ -73,7 +75,7 @@ def losses_by_name(given: object, *, where: str) -> dict[str, float]:
     return losses
 
 
-def by_domain(given: Mapping[str, float], domains: tuple[str, ...]) -> dict[str, float]:
+def by_domain(given: Mapping[str, V], domains: tuple[str, ...]) -> dict[str, V]:
     """What was given, under the names of the domains that the given names mean.
 
     Raises ConfigError for a name that means no domain or several, and for two names of one domain.

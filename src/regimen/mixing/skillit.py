@@ -101,18 +101,15 @@ class Skillit(Mixer):
     def _effects(self, domains: tuple[str, ...]) -> Tensor:
         """A (K, K) float64, with columns of 0 for evaluation domains that do not count."""
         assert self.graph is not None
-        rows = {name: by_domain(effects, domains) for name, effects in self.graph.items()}
-        names = by_domain({name: float(place) for place, name in enumerate(self.graph)}, domains)
-        missing = [domain for domain in domains if domain not in names]
+        rows = {name: by_domain(effects, domains) for name, effects in by_domain(self.graph, domains).items()}
+        missing = [domain for domain in domains if domain not in rows]
         if missing:
             raise ConfigError(
                 f"the graph has no row for {len(missing)} of {len(domains)} domains of the pool",
                 got=", ".join(missing),
                 do=f"add what training on each does, e.g. strategies.skillit.graph.{missing[0]}={{{missing[0]}: 0.5}}",
             )
-        by_place = list(rows.values())
-        ordered = [by_place[int(names[domain])] for domain in domains]
-        effects = torch.tensor([[row.get(d, 0.0) for d in domains] for row in ordered], dtype=torch.float64)  # (K, K)
+        effects = torch.tensor([[rows[i].get(j, 0.0) for j in domains] for i in domains], dtype=torch.float64)  # (K, K)
         if self.targets is None:
             return effects
         targets = {domain_named(str(name), domains) for name in self.targets}
