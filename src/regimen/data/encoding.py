@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from regimen.core.errors import DataError
 from regimen.data.packing import Packer
 from regimen.data.tables import DOCUMENTS, TableWriter, read_batches
 
@@ -51,49 +52,57 @@ def encode_domain(
     threshold: int,
     max_validation_rows: int,
     advance: Callable[[int], None],
+    held_out: Mapping[str, str],
+    copied: bool,
 ) -> dict[str, Any]:
-    """Writes train.arrow, validation.arrow and documents.arrow of one domain to `folder`; returns the counts."""
+    """Writes train.arrow, validation.arrow and documents.arrow of one domain to `folder`; returns the counts.
+
+    held_out: by content hash, the subtask of each document of the target set, which is in no row here. copied: the
+    target set comes from files, so that these are copies, listed as `removed`; else they are listed with the target
+    set's rows alone. Raises DataError for a validation document that is in the target set.
+    """
     shape = {"length": seq_len + 1, "eos_id": encoder.eos_id, "vocab_size": encoder.vocab_size}
     packers = {
         "train": Packer(folder / "train.arrow", **shape),
         "validation": Packer(folder / "validation.arrow", max_rows=max_validation_rows, **shape),
     }
     table = TableWriter(folder / "documents.arrow", DOCUMENTS)
-    counts = dict.fromkeys(("documents", "bytes", "tokens"), 0)
-    split_counts = {split: dict(counts) for split in SPLITS}
-    spelled = 0
+    split_counts = {split: dict.fromkeys(("documents", "bytes", "tokens"), 0) for split in SPLITS}
+    spelled = removed = 0
     for batch in read_batches(texts):
-        lines = _encode_batch(batch, table.rows, encoder, packers, threshold, domain)
+        if not copied:
+            batch = _without(batch, held_out)
+        lines = _encode_batch(batch, table.rows, encoder, packers, _splits(batch, threshold, domain, held_out), domain)
         table.write(lines)
+        removed += lines["split"].count("removed")
         for split, tokens, size in zip(lines["split"], lines["tokens"], lines["bytes"], strict=True):
-            part = split_counts[split]
-            part["documents"] += 1
-            part["bytes"] += size
-            part["tokens"] += tokens
+            for name, count in (("documents", 1), ("bytes", size), ("tokens", tokens)):
+                if split in SPLITS:
+                    split_counts[split][name] += count
         spelled += lines["spelled"]
         advance(sum(lines["bytes"]))
     table.close()
     for split, packer in packers.items():
         split_counts[split]["tokens_in_no_row"] = packer.close()
         split_counts[split] |= {"rows": packer.rows, "short_row": packer.short_row}
-    return {"domain": domain, "documents": table.rows, "spelled_bytes": spelled, **split_counts}
+    counted = {"removed": removed} if held_out else {}
+    return {"domain": domain, "documents": table.rows, "spelled_bytes": spelled, **counted, **split_counts}
 
 
 def _encode_batch(
-    batch: pa.RecordBatch, first: int, encoder: Encoder, packers: dict[str, Packer], threshold: int, domain: str
+    batch: pa.RecordBatch, first: int, encoder: Encoder, packers: dict[str, Packer], splits: list[str], domain: str
 ) -> dict[str, Any]:
     """Packs the documents of a batch, numbered from `first`; returns their lines of the document table.
 
-    `spelled` counts the bytes that the tokens stand for, to be held against the bytes of the texts.
+    `spelled` counts the bytes that the tokens in packed documents stand for, to be held against those of the texts.
     """
     texts = batch.column("text").to_pylist()
-    keys = batch.column("key").to_pylist()
-    splits = ["validation" if key <= threshold else "train" for key in keys]
     tokens, spelled = [], 0
     for number, (split, ids) in enumerate(zip(splits, encoder.encode(texts), strict=True), first):
-        packers[split].add(number, ids)
         tokens.append(len(ids))
-        spelled += int(encoder.token_bytes[ids].sum())
+        if split in packers:
+            packers[split].add(number, ids)
+            spelled += int(encoder.token_bytes[ids].sum())
     return {
         "id": batch.column("id"),
         "hash": batch.column("hash"),
@@ -103,3 +112,26 @@ def _encode_batch(
         "bytes": [len(text.encode()) for text in texts],
         "spelled": spelled,
     }
+
+
+def _without(batch: pa.RecordBatch, held_out: Mapping[str, str]) -> pa.RecordBatch:
+    """A batch without the documents of the target set."""
+    if not held_out:
+        return batch
+    return batch.filter(pa.array([content not in held_out for content in batch.column("hash").to_pylist()]))
+
+
+def _splits(batch: pa.RecordBatch, threshold: int, domain: str, held_out: Mapping[str, str]) -> list[str]:
+    """Where each document of a batch goes."""
+    splits = ["validation" if key <= threshold else "train" for key in batch.column("key").to_pylist()]
+    for k, content in enumerate(batch.column("hash").to_pylist() if held_out else ()):
+        if content not in held_out:
+            continue
+        if splits[k] == "validation":
+            raise DataError(
+                f"a document of the target set is a validation document of domain {domain!r} too",
+                got=f"dataset.target, subtask {held_out[content]!r}",
+                do="take it out of one of the files, or type another dataset.validation.seed",
+            )
+        splits[k] = "removed"
+    return splits

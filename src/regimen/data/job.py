@@ -4,6 +4,7 @@ root/tokenizers/<fingerprint>/           a trained or loaded tokenizer, shared b
 root/<name>-<fingerprint>/
     texts/00000/                         stage 1, one file per domain; removed when the pool is finished
     rows/00000/<domain>/                 stage 3: train.arrow, validation.arrow, documents.arrow, counts.json
+    rows/target/<subtask>/               target.arrow and documents.arrow of a target set with files of its own
     tokenizer/                           stage 2, a copy, so that the folder can be moved
     manifest.json                        written last: a folder without it is not a pool
 """
@@ -46,7 +47,8 @@ class Job:
     def base(self) -> str:
         """Fingerprint of what the pool holds, however many shards made it."""
         s = self.settings
-        return digest({"content": self._content, "seq_len": s.seq_len, "tokenizer": tokenizer_identity(s.tokenizer),
+        content = self._content | self._target_set
+        return digest({"content": content, "seq_len": s.seq_len, "tokenizer": tokenizer_identity(s.tokenizer),
                        "max_rows": s.validation.max_rows})  # fmt: skip
 
     @cached_property
@@ -82,10 +84,16 @@ class Job:
         """What determines the rows of examples, beyond what determines those of text."""
         s = self.settings
         found: dict[str, Any] = {"sft": dataclasses.asdict(s.sft), "chat_template": self._chat_template}
-        if s.target.wanted:
-            asked = dataclasses.asdict(s.target) | {"path": None}
-            found["target"] = [asked, None if self.target is None else self.target.identity()]
-        return found
+        return found | self._target_set
+
+    @cached_property
+    def _target_set(self) -> dict[str, Any]:
+        """What determines the target set. A tokenizer of text does not depend on it: it is trained as without one."""
+        s = self.settings
+        if not s.target.wanted:
+            return {}
+        asked = dataclasses.asdict(s.target) | {"path": None}
+        return {"target": [asked, None if self.target is None else self.target.identity()]}
 
     @cached_property
     def _chat_template(self) -> str | None:
@@ -112,8 +120,13 @@ class Job:
         """The folder of one domain's rows in one shard."""
         return self.folder / "rows" / f"{shard:05d}" / file
 
+    @property
+    def own_target(self) -> bool:
+        """Whether the target set has files of its own; examples held out of domains stay in those of their shard."""
+        return self.settings.target.wanted and (self.target is not None or self.settings.format == "text")
+
     def target_rows(self, file: str) -> Path:
-        """The folder of one subtask's rows, of a target set that comes from files."""
+        """The folder of one subtask's rows, of a target set with files of its own."""
         return self.folder / "rows" / "target" / file
 
     def done(self, shard: int) -> Path:

@@ -43,7 +43,8 @@ def manifest_of(job: Job) -> dict[str, Any]:
         "seq_len": job.settings.seq_len,
         "domains": domains,
         "row_tokens": row_tokens,
-        **_examples(job, files, done),
+        **({"format_of_rows": "sft", "template": job.settings.sft.template} if job.settings.format == "sft" else {}),
+        **_target(job, files, done),
         "files": [_entry(f) for f in files],
         "counts": per_domain,
         "duplicates_removed": _duplicates(done, job),
@@ -83,33 +84,29 @@ def _files(job: Job, domains: list[str], held: list[set[str]]) -> list[dict[str,
     return files
 
 
-def _examples(job: Job, files: list[dict[str, Any]], done: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the manifest of examples has beyond that of text: that they are, and the target set."""
-    if job.settings.format == "text":
+def _target(job: Job, files: list[dict[str, Any]], done: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest says of the target set, where there is one."""
+    if not job.settings.target.wanted:
         return {}
-    found: dict[str, Any] = {"format_of_rows": "sft"}
-    if job.settings.target.wanted:
-        own = job.target is not None
-        subtasks = done[0]["subtasks"]
-        held = [f for f in files if f["domain"] in subtasks]
-        if own:
-            held = _target_files(job, subtasks, first=sum(f["counts"]["documents"] for f in files))
-        entries = [{**_entry(f), "target_rows": f["counts"]["target"]["rows"]} for f in held]
-        found["target"] = {
-            "own": own,
-            "domains": subtasks,
-            "files": entries,
-            "row_tokens": {"target": None},
-            "tokenizer": done[0]["tokenizer"],
-            "fingerprint": digest([job.fingerprint, "target"]),
-            "removed": sum(f["counts"]["removed"] for f in files),
-            **found,
-        }
-    return found
+    subtasks, packed = done[0]["subtasks"], job.settings.format == "text"
+    held = [f for f in files if f["domain"] in subtasks]
+    if job.own_target:
+        held = _target_files(job, subtasks, first=sum(f["counts"]["documents"] for f in files))
+    full = packed and not any(f["counts"]["target"]["short_row"] for f in held)
+    target = {
+        "own": job.own_target,
+        "domains": subtasks,
+        "files": [{**_entry(f), "target_rows": f["counts"]["target"]["rows"]} for f in held],
+        "row_tokens": {"target": job.settings.seq_len + 1 if full else None},
+        "tokenizer": done[0]["tokenizer"],
+        "fingerprint": digest([job.fingerprint, "target"]),
+        "removed": sum(f["counts"]["removed"] for f in files),
+    }
+    return {"target": target if packed else target | {"format_of_rows": "sft"}}
 
 
 def _target_files(job: Job, subtasks: list[str], first: int) -> list[dict[str, Any]]:
-    """One entry per subtask of a target set from files, its documents numbered after those of the pool."""
+    """One entry per subtask of a target set with files of its own, its documents numbered after those of the pool."""
     out = []
     for domain in subtasks:
         folder = job.target_rows(file_name(domain))

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
@@ -79,9 +79,15 @@ def _job(dataset: Mapping[str, Any], root: Path, shard_index: int, shard_count: 
 
 
 def _target(settings: DatasetSettings, root: Path) -> Source | None:
-    """The files of the target set, read as the dataset's are."""
+    """The files of the target set, read as the dataset's are. Raises ConfigError for a pool."""
     if not settings.target.path:
         return None
+    if (Path(settings.target.path) / MANIFEST).is_file():
+        raise ConfigError(
+            "a target set is made of text, with the tokenizer of this pool, and this folder is a prepared pool",
+            got=f"dataset.target.path={settings.target.path}",
+            do="name the files that it was made of",
+        )
     source = settings.source if settings.source in FILE_SOURCES else "jsonl"
     alike = dataclasses.replace(settings, source=source, path=settings.target.path, target=TargetSettings())
     return open_source(alike, root)
@@ -108,7 +114,7 @@ def _make_shard(job: Job, shown: Progress) -> None:
     if not job.texts.exists():
         _read(job, shown)
     read = read_counts(job.texts)
-    encoder, encode = _encoding(job, read)
+    how = _encoding(job, read)
     advance = shown.stage("encode", total=sum(read["bytes"].values()))
     for domain in read["domains"]:
         target = job.rows(job.shard_index, file_name(domain))
@@ -118,34 +124,54 @@ def _make_shard(job: Job, shown: Progress) -> None:
         with whole_folder(target) as rows:
             texts = job.texts / f"{file_name(domain)}.arrow"
             threshold = read["thresholds"][domain]
-            write_counts(rows, encode(texts, rows, domain=domain, threshold=threshold, advance=advance))
-    if job.target is not None and job.shard_index == 0:
-        for domain in sorted(set(read["held_out"].values())):
-            with whole_folder(job.target_rows(file_name(domain))) as rows:
-                texts = job.texts / FOLDER / f"{file_name(domain)}.arrow"
-                write_counts(rows, encode(texts, rows, domain=domain, threshold=-1, advance=lambda size: None))
+            write_counts(rows, how.domain(texts, rows, domain=domain, threshold=threshold, advance=advance))
+    subtasks = sorted(set(how.held_out.values()))
+    for domain in subtasks if job.own_target and job.shard_index == 0 else ():
+        target = job.target_rows(file_name(domain))
+        if target.exists():
+            continue
+        with whole_folder(target) as rows:
+            write_counts(rows, how.subtask(job.texts / FOLDER / f"{file_name(domain)}.arrow", rows, domain=domain))
     done = {key: read[key] for key in ("domains", "duplicates", "skipped")}
-    done["subtasks"] = sorted(set(read["held_out"].values()))
-    done["tokenizer"] = {"eos_id": encoder.eos_id, "pad_id": encoder.pad_id, "vocab_size": encoder.vocab_size}
+    done["subtasks"] = subtasks
+    found = how.encoder
+    done["tokenizer"] = {"eos_id": found.eos_id, "pad_id": found.pad_id, "vocab_size": found.vocab_size}
     write_atomically(job.done(job.shard_index), json.dumps(done))
 
 
-def _encoding(job: Job, read: dict[str, Any]) -> tuple[Encoder, Callable[..., dict[str, Any]]]:
-    """The encoder of a shard, and the function that encodes one domain with it."""
+class _Encoding(NamedTuple):
+    """The encoder of a shard, and the functions that encode one domain and one subtask with it.
+
+    held_out: by content hash, the subtask of what is in the target set.
+    """
+
+    encoder: Encoder
+    domain: Callable[..., dict[str, Any]]
+    subtask: Callable[..., dict[str, Any]]
+    held_out: dict[str, str]
+
+
+def _encoding(job: Job, read: dict[str, Any]) -> _Encoding:
     import numpy as np
 
     from regimen.data.encoding import Encoder, encode_domain
     from regimen.data.examples import ExampleEncoder, encode_examples
+    from regimen.data.text_targets import encode_target, hold_out
     from regimen.data.tokenizer import load
 
     folder, s = _tokenizer(job), job.settings
     tokenizer, token_bytes = load(folder), np.load(folder / "token_bytes.npy")
-    shared = {"max_validation_rows": s.validation.max_rows}
+    shared: dict[str, Any] = {"max_validation_rows": s.validation.max_rows}
     if s.format == "sft":
         examples = ExampleEncoder(tokenizer, token_bytes, template=s.sft.template, seq_len=s.seq_len)
-        return examples.encoder, partial(encode_examples, encoder=examples, held_out=read["held_out"], **shared)
+        encode = partial(encode_examples, encoder=examples, held_out=read["held_out"], **shared)
+        subtask = partial(encode, threshold=-1, advance=lambda size: None)
+        return _Encoding(examples.encoder, encode, subtask, read["held_out"])
     encoder = Encoder(tokenizer, token_bytes)
-    return encoder, partial(encode_domain, encoder=encoder, seq_len=s.seq_len, **shared)
+    held = hold_out(job.texts, read["candidates"], encoder, s)
+    shared |= {"encoder": encoder, "seq_len": s.seq_len, "held_out": held, "copied": job.target is not None}
+    subtask = partial(encode_target, encoder=encoder, settings=s)
+    return _Encoding(encoder, partial(encode_domain, **shared), subtask, held)
 
 
 def _read(job: Job, shown: Progress) -> None:

@@ -19,39 +19,12 @@ from regimen.core.errors import ConfigError, DataError
 from regimen.data.fingerprint import seeded_key, text_digest
 from regimen.data.settings import DatasetSettings
 from regimen.data.sources.records import BadRecords, Record, Source
-from regimen.data.tables import DOCUMENT_TEXTS, TableWriter, file_name
+from regimen.data.tables import TextWriter, file_name
 from regimen.data.targets import Candidates, read_targets
+from regimen.data.text_targets import TextCandidates, read_text_targets
 
-FLUSH_CHARACTERS = 8 << 20  # text per record batch
 SAMPLE = "sample.arrow"
 MIN_SAMPLE = 64  # documents that a tokenizer sees however small train_mb is
-
-
-class TextWriter:
-    """The documents of one domain, buffered."""
-
-    def __init__(self, path: Path) -> None:
-        self._writer = TableWriter(path, DOCUMENT_TEXTS)
-        self._rows: list[tuple[str, str, str, int]] = []
-        self._characters = 0
-
-    def add(self, id_: str, text: str, content: str, key: int) -> None:
-        """Appends one document."""
-        self._rows.append((id_, text, content, key))
-        self._characters += len(text)
-        if self._characters >= FLUSH_CHARACTERS or len(self._rows) >= 10_000:
-            self._flush()
-
-    def close(self) -> None:
-        """Finishes the file."""
-        self._flush()
-        self._writer.close()
-
-    def _flush(self) -> None:
-        if self._rows:
-            columns = zip(*self._rows, strict=True)
-            self._writer.write(dict(zip(DOCUMENT_TEXTS.names, map(list, columns), strict=True)))
-        self._rows, self._characters = [], 0
 
 
 class Sample:
@@ -137,7 +110,8 @@ class Reader:
         self.duplicates: Counter[str] = Counter()
         self.sample = Sample(settings.tokenizer.train_mb * 1e6)
         self.tally = Tally()
-        self.candidates = Candidates(settings.target)
+        of = Candidates if settings.format == "sft" else TextCandidates
+        self.candidates: Candidates | TextCandidates = of(settings)
 
     def write(self, folder: Path, advance: Callable[[int], None]) -> dict[str, Any]:
         """Writes texts and the tokenizer's sample to `folder`; returns the counts."""
@@ -158,16 +132,17 @@ class Reader:
         thresholds = self._thresholds()
         if self.settings.shard_by == "content":
             self._write_sample(folder / SAMPLE, thresholds)
-        held = self.candidates.chosen(thresholds)
+        aimed = self.candidates.close(folder, thresholds)
         if self.target is not None:
-            held = read_targets(self.target, self.settings, folder)
+            read = read_targets if self.settings.format == "sft" else read_text_targets
+            aimed = read(self.target, self.settings, folder)
         return {
             "domains": sorted(writers),
             "bytes": dict(sizes),
             "thresholds": thresholds,
             "duplicates": dict(self.duplicates),
             "skipped": dict(self.bad.skipped),
-            "held_out": held,
+            **aimed,
         }
 
     def heads(self) -> Iterator[str]:
@@ -216,7 +191,7 @@ class Reader:
                     continue
                 seen.add(packed)
             self.tally.add(record.domain, key, len(record.text.encode()))
-            self.candidates.add(record.domain, content, key)
+            self.candidates.add(record, content, key)
             if self.settings.tokenizer.kind == "bpe":
                 self.sample.add(record.domain, content, record.text, key)
             if not by_content or int(content[:16], 16) % self.shard_count == self.shard_index:

@@ -115,10 +115,10 @@ class SftSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSettings:
-    """A few examples of what the model is wanted for: of files (`path`), or training examples of domains (`from`).
+    """A little of what the model is wanted for: of files (`path`), or training text or examples of domains (`from`).
 
-    rows_per_subtask: at most so many per domain of the target set, null: all of a file; those whose prompt fills a row
-    are left out. seed: of the choice.
+    rows_per_subtask: at most so many per domain of the target set, null: all of a file; examples whose prompt fills a
+    row are left out. seed: of the choice.
     """
 
     path: str | None = None
@@ -138,7 +138,7 @@ class TargetSettings:
                 do="drop one of them",
             )
         if self.domains and self.rows_per_subtask is None:
-            _refuse("dataset.target.rows_per_subtask", None, "1 or more, where dataset.target.from holds examples out")
+            _refuse("dataset.target.rows_per_subtask", None, "1 or more, where dataset.target.from holds rows out")
 
     @property
     def wanted(self) -> bool:
@@ -155,7 +155,7 @@ class DatasetSettings:
     seq_len: target tokens of a packed row. deduplicate: drop exact duplicates.
     shard_by: `content` sends equal documents to one shard, `file` reads each file in one shard.
     max_epochs_per_domain, document_mask: read by training, no part of the pool.
-    format: `text` is packed, `sft` gives one row per example, prompts left out of the loss. target: with `sft` alone.
+    format: `text` is packed, `sft` gives one row per example, prompts left out of the loss.
     """
 
     source: str
@@ -220,7 +220,6 @@ class DatasetSettings:
         if not self.target.wanted:
             return
         for wrong, got, do in (
-            (self.format != "sft", f"dataset.format={self.format}", "choose a dataset of examples: dataset=sft_files"),
             (not self.deduplicate, "dataset.deduplicate=false", "type dataset.deduplicate=true"),
             (self.shard_by != "content", f"dataset.shard_by={self.shard_by}", "type dataset.shard_by=content"),
         ):

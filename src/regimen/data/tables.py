@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
+FLUSH_CHARACTERS = 8 << 20  # text per record batch
 DOCUMENT_TEXTS = pa.schema(
     {"id": pa.large_string(), "text": pa.large_string(), "hash": pa.large_string(), "key": pa.uint64()}
 )
@@ -74,6 +75,33 @@ class TableWriter:
         if not self.rows:
             self._writer.write_table(self.schema.empty_table())
         self._writer.finalize()
+
+
+class TextWriter:
+    """The documents of one domain, buffered."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = TableWriter(path, DOCUMENT_TEXTS)
+        self._rows: list[tuple[str, str, str, int]] = []
+        self._characters = 0
+
+    def add(self, id_: str, text: str, content: str, key: int) -> None:
+        """Appends one document."""
+        self._rows.append((id_, text, content, key))
+        self._characters += len(text)
+        if self._characters >= FLUSH_CHARACTERS or len(self._rows) >= 10_000:
+            self._flush()
+
+    def close(self) -> None:
+        """Finishes the file."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = zip(*self._rows, strict=True)
+            self._writer.write(dict(zip(DOCUMENT_TEXTS.names, map(list, columns), strict=True)))
+        self._rows, self._characters = [], 0
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:

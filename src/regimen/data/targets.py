@@ -1,4 +1,4 @@
-"""The target set of a pool: a few examples per subtask, never in a row of the training or validation split.
+"""The target set of a pool of examples: a few per subtask, never in a row of the training or validation split.
 
 Which examples these are is decided by content hashes alone, as the split is: every shard takes the same ones.
 """
@@ -6,8 +6,9 @@ Which examples these are is decided by content hashes alone, as the split is: ev
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from regimen.core.errors import ConfigError, DataError, closest
 from regimen.data.fingerprint import seeded_key, text_digest
@@ -18,38 +19,33 @@ from regimen.data.tables import DOCUMENT_TEXTS, TableWriter, file_name
 FOLDER = "target"  # of the texts and rows of a target set that comes from files
 
 
-def _rank(content: str, settings: TargetSettings) -> int:
-    """A number by which examples are taken, lowest first, from a content hash."""
+def rank(content: str, settings: TargetSettings) -> int:
+    """A number by which examples and documents are taken, lowest first, from a content hash."""
     return seeded_key(content, FOLDER, settings.seed)
 
 
 class Candidates:
     """Examples of the domains that a target set is held out of."""
 
-    def __init__(self, settings: TargetSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: DatasetSettings) -> None:
+        self.settings = settings.target
         self._found: dict[str, list[tuple[int, str, int]]] = defaultdict(list)  # (rank, content, split key)
 
-    def add(self, domain: str, content: str, key: int) -> None:
-        """Offers an example with its split key."""
-        if domain in self.settings.domains:
-            self._found[domain].append((_rank(content, self.settings), content, key))
+    def add(self, record: Record, content: str, key: int) -> None:
+        """Offers an example with its content hash and split key."""
+        if record.domain in self.settings.domains:
+            self._found[record.domain].append((rank(content, self.settings), content, key))
 
-    def chosen(self, thresholds: Mapping[str, int]) -> dict[str, str]:
-        """By content hash, the subtask of each held-out example: training examples alone, validation stays as it is.
+    def close(self, folder: Path, thresholds: Mapping[str, int]) -> dict[str, Any]:
+        """`held_out`: by content hash, the subtask of each held-out example. Their texts stay where they are.
 
-        thresholds: highest validation key by domain. Raises ConfigError for an unknown domain, DataError for one with
-        too few examples.
+        Training examples alone, validation stays as it is. thresholds: highest validation key by domain. Raises
+        ConfigError for an unknown domain, DataError for one with too few examples.
         """
+        check_domains(self.settings, thresholds)
         held: dict[str, str] = {}
         wanted = self.settings.rows_per_subtask
         for domain in self.settings.domains:
-            if domain not in thresholds:
-                raise ConfigError(
-                    f"the target set names a domain that is not there{closest(domain, thresholds)}",
-                    got=f"dataset.target.from={list(self.settings.domains)}",
-                    allowed=", ".join(sorted(thresholds)),
-                )
             training = sorted(row for row in self._found[domain] if row[2] > thresholds[domain])
             if wanted is None or len(training) <= wanted:
                 raise DataError(
@@ -58,11 +54,25 @@ class Candidates:
                     do="lower dataset.target.rows_per_subtask, or name other domains in dataset.target.from",
                 )
             held |= {content: domain for _, content, _ in training[:wanted]}
-        return held
+        return {"held_out": held}
 
 
-def read_targets(source: Source, settings: DatasetSettings, folder: Path) -> dict[str, str]:
-    """Writes the texts of a target set from files to `folder`; returns the subtask of each example by content hash."""
+def check_domains(settings: TargetSettings, known: Collection[str]) -> None:
+    """Raises ConfigError for a domain to hold a target set out of that the dataset lacks."""
+    for domain in settings.domains:
+        if domain not in known:
+            raise ConfigError(
+                f"the target set names a domain that is not there{closest(domain, known)}",
+                got=f"dataset.target.from={list(settings.domains)}",
+                allowed=", ".join(sorted(known)),
+            )
+
+
+def read_targets(source: Source, settings: DatasetSettings, folder: Path) -> dict[str, Any]:
+    """Writes the texts of a target set from files to `folder`.
+
+    Returns `held_out`, the subtask of each example by content hash. Raises DataError if there is none.
+    """
     bad = BadRecords(settings.on_bad_record)
     found: dict[str, dict[str, Record]] = defaultdict(dict)  # subtask -> content -> record
     owner: dict[str, str] = {}
@@ -73,7 +83,7 @@ def read_targets(source: Source, settings: DatasetSettings, folder: Path) -> dic
                 found[domain][content] = record
     held: dict[str, str] = {}
     for domain, records in sorted(found.items()):
-        chosen = sorted(records, key=lambda content: _rank(content, settings.target))
+        chosen = sorted(records, key=lambda content: rank(content, settings.target))
         chosen = chosen[: settings.target.rows_per_subtask]
         writer = TableWriter(folder / FOLDER / f"{file_name(domain)}.arrow", DOCUMENT_TEXTS)
         columns = {
@@ -87,4 +97,4 @@ def read_targets(source: Source, settings: DatasetSettings, folder: Path) -> dic
         held |= dict.fromkeys(chosen, domain)
     if not held:
         raise DataError("the target set has no examples", got=f"dataset.target.path={settings.target.path}")
-    return held
+    return {"held_out": held}

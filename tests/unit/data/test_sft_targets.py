@@ -63,7 +63,7 @@ def test_target_sets_that_cannot_be_are_refused(tmp_path: Path) -> None:
         make(path, tmp_path / "pools", target={"from": ["aa"]})
     with pytest.raises(DataError, match="too few training examples"):
         make(path, tmp_path / "pools", target={"from": ["a"], "rows_per_subtask": 50})
-    for change in ({"format": "text"}, {"deduplicate": False}, {"shard_by": "file"}):
+    for change in ({"deduplicate": False}, {"shard_by": "file"}):
         with pytest.raises(ConfigError, match="cannot hold a target set apart"):
             parse({"source": "jsonl", "path": "x", "format": "sft", "target": {"from": ["a"]}} | change)
     with pytest.raises(ConfigError, match="not from both"):
