@@ -1,4 +1,8 @@
-"""Every number of a section: means over seeds, differences to the baseline in pairs of seeds, tests, costs."""
+"""Every number of a section: means over seeds, differences to the baseline in pairs of seeds, tests, costs.
+
+Runs are compared at equal steps. Where rows differ in length, a method that selects or prefers short ones then trains
+on fewer target tokens, which is told (`excess`) and taken out by the ranking at equal tokens.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from regimen.evaluation.statistics import Interval, SignFlip, holm, mean_interval, paired_interval, sign_flip
-from regimen.reports.curves import Ranking, rank_at_equal_budget
+from regimen.reports.anchors import Chance, ZeroShot, by_chance, zero_shot
+from regimen.reports.curves import Place, Ranking, rank_at_equal_budget
 from regimen.reports.groups import TOKEN_TOLERANCE, Arm, Section
 
 SUMMARIES = ("macro", "micro")
@@ -55,8 +60,10 @@ class Significance:
 class Result:
     """One arm against the baseline.
 
-    `obstacles` are the reasons why its final scores are not compared (another pool, another budget). `foreign` says
-    that its evaluation itself measures something else, so it enters no ranking and no shared figure either.
+    `excess` is the part by which it trained on more tokens than the baseline (below 0: on fewer), in the mean over the
+    seeds that both have; `overhead` the same of FLOPs. NaN for the baseline. `obstacles` are the reasons why its final
+    scores are not compared (another pool, another budget). `foreign` says that its evaluation itself measures something
+    else, so it enters no ranking and no shared figure either.
     """
 
     arm: Arm
@@ -65,18 +72,31 @@ class Result:
     obstacles: tuple[str, ...]
     foreign: bool
     test: Significance | None
+    excess: float
     overhead: float
+
+    @property
+    def unmatched(self) -> bool:
+        """Whether it trained on a number of tokens that differs noticeably from the baseline's."""
+        return abs(self.excess) > TOKEN_TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """One section with all its numbers; `results` has the baseline first, then the best first."""
+    """One section with all its numbers; `results` has the baseline first, then the best first.
+
+    `zero_shot` is None without an evaluation at step 0. `chance` are comparisons of the same kind, each of methods that
+    select rows with a random subset; `alone` the arms that select rows and have no random one beside them.
+    """
 
     section: Section
     metric: Metric
     results: tuple[Result, ...]
     domains: tuple[str, ...]
     rankings: tuple[Ranking, ...]
+    zero_shot: ZeroShot | None = None
+    chance: tuple[Comparison, ...] = ()
+    alone: tuple[Arm, ...] = ()
 
     @property
     def baseline(self) -> Result:
@@ -88,16 +108,50 @@ class Comparison:
         """The columns of the score table: macro, micro, then the domains by name."""
         return (*SUMMARIES, *self.domains)
 
+    @property
+    def unmatched(self) -> bool:
+        """Whether any method trained on a number of tokens that differs noticeably from the baseline's."""
+        return any(result.unmatched for result in self.results)
+
+    def ranking(self, axis: str) -> Ranking | None:
+        """The ranking at equal `tokens` or `flops`."""
+        return next((ranking for ranking in self.rankings if ranking.axis == axis), None)
+
+    def at_equal_tokens(self, result: Result) -> Place | None:
+        """The result's place there; None where it has none."""
+        ranking = self.ranking("tokens")
+        return ranking.of(result.arm) if ranking else None
+
 
 def compare(section: Section, metric: Metric) -> Comparison:
-    """All numbers of a section whose first arm is the baseline."""
+    """All numbers of a section whose first arm is the baseline, and what stands beside its methods."""
+    whole = _compare(section, metric, {})
+    native = [result.arm for result in whole.results if not result.foreign and result.arm.counted]
+    by_axis = {ranking.axis: ranking.at for ranking in whole.rankings}
+    beside: Chance = by_chance(native)
+    return replace(
+        whole,
+        zero_shot=zero_shot(native, columns=whole.columns, measure=metric.measure, column=metric.column),
+        chance=tuple(
+            _compare(replace(section, arms=(random, *arms)), metric, by_axis)
+            for random, arms in beside.pairs
+            if random is not section.arms[0]
+        ),
+        alone=beside.alone,
+    )
+
+
+def _compare(section: Section, metric: Metric, budgets: Mapping[str, float]) -> Comparison:
+    """The numbers alone; `budgets` are those at which the arms are ranked, by axis, where they are fixed."""
     domains = sorted({d for arm in section.arms for run in arm.counted for d in run.part("evaluation", "domains")})
     columns = (*SUMMARIES, *domains)
     base = section.arms[0]
     results = [_result(arm, base, columns, metric) for arm in section.arms]
     others = _with_holm(sorted(results[1:], key=lambda r: _order(r, metric)), metric)
     native = [result.arm for result in (results[0], *others) if not result.foreign and result.arm.counted]
-    rankings = tuple(rank_at_equal_budget(native, metric.name, axis=axis) for axis in ("tokens", "flops"))
+    rankings = tuple(
+        rank_at_equal_budget(native, metric.name, axis=axis, at=budgets.get(axis)) for axis in ("tokens", "flops")
+    )
     return Comparison(
         section=section,
         metric=metric,
@@ -123,8 +177,18 @@ def _result(arm: Arm, base: Arm, columns: tuple[str, ...], metric: Metric) -> Re
         obstacles=tuple(obstacles),
         foreign=foreign,
         test=None,
+        excess=math.nan if arm is base else _excess(arm, base),
         overhead=overhead,
     )
+
+
+def _excess(arm: Arm, base: Arm) -> float:
+    mine, theirs = arm.by_seed(), base.by_seed()
+    seeds = mine.keys() & theirs.keys()
+    if not seeds:
+        return arm.mean("tokens") / base.mean("tokens") - 1 if base.mean("tokens") else math.nan
+    total = sum(theirs[s].number("tokens") for s in seeds)
+    return sum(mine[s].number("tokens") for s in seeds) / total - 1 if total else math.nan
 
 
 def _score(arm: Arm, column: str, measure: str) -> Interval | None:
@@ -157,7 +221,7 @@ def _obstacles(arm: Arm, base: Arm) -> tuple[bool, list[str]]:
         obstacles.append(f"another model size ({arm.mean('parameters'):,.0f} parameters)")
     foreign = bool(obstacles)
     mine, theirs = arm.mean("tokens"), base.mean("tokens")
-    if abs(mine - theirs) > TOKEN_TOLERANCE * theirs:
+    if abs(mine - theirs) > TOKEN_TOLERANCE * theirs and arm.mean("steps") != base.mean("steps"):
         obstacles.append(f"another token budget ({mine:,.0f} against {theirs:,.0f})")
     return foreign, obstacles
 

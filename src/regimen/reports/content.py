@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regimen.evaluation.statistics import Interval
+from regimen.reports.budgets import cost_table, ranking_table
+from regimen.reports.cells import Table
 from regimen.reports.compare import Comparison
 from regimen.reports.decision_figures import decision_figures
 from regimen.reports.drawing import Drawing
@@ -22,9 +24,10 @@ from regimen.reports.inventory import (
     warnings_table,
 )
 from regimen.reports.runs import Run
-from regimen.reports.tables import Table, cost_table, ranking_table, realised_table, score_table, test_table
+from regimen.reports.tables import chance_table, realised_table, score_table, test_table
 from regimen.reports.wording import (
-    at_equal_flops,
+    against_chance,
+    at_equal_budgets,
     caution,
     confirmation,
     count,
@@ -44,7 +47,14 @@ HOW = (
     "tries all 2^S signs (20,000 drawn ones beyond 12 seeds), so its p cannot fall below 2/2^S.",
     "Holm: with several methods, one may look good by chance. The adjusted p holds for all methods of a table at once.",
     "Equal tokens and equal FLOPs: evaluation curves are interpolated linearly at the largest budget that all runs "
-    "reached. A run cut before its own end still had a higher learning rate there, which is not corrected for.",
+    "reached. A run cut before its own end still had a higher learning rate there, which is not corrected for, and a "
+    "straight line lies above a curve that levels off: both are to the disadvantage of the run that goes on. More "
+    "fractions in evaluation.at bring the line closer.",
+    "Tokens are target tokens: of fine-tuning rows, those of the answers. At equal steps, a method that prefers short "
+    "rows trains on fewer of them. With token_ratio in place of ratio, selectors keep sets of as many tokens, whose "
+    "rows may still be shorter.",
+    "Zero-shot is the model before training: one per seed, or the pretrained one. A random subset of as many rows "
+    "tells what a selector gains apart from what training on fewer rows more often does.",
     "FLOPs count training, the method's own measurements and the stages it needed; evaluation is free of charge.",
     "Runs that failed, still run or ended in a number that is not finite are listed and never enter a mean.",
 )
@@ -118,12 +128,12 @@ def make_report(
 def _facts(
     comparisons: Sequence[Comparison], runs: Sequence[Run], counted: Sequence[Run]
 ) -> tuple[tuple[str, str], ...]:
-    tokens = sorted({si(run.number("tokens")) for run in counted})
+    tokens = [si(n) for n in sorted(run.number("tokens") for run in counted)]
     seeds = sorted({run.seed for run in counted if run.seed is not None})
     return (
         ("Runs counted", f"{len(counted)} of {len(runs)}"),
         ("Seeds", ", ".join(map(str, seeds)) if len(seeds) <= 6 else str(len(seeds))),
-        ("Tokens per run", tokens[0] if len(tokens) == 1 else "differ"),
+        ("Tokens per run", tokens[0] if tokens[0] == tokens[-1] else f"{tokens[0]} to {tokens[-1]}"),
         ("Metric", comparisons[0].metric.name),
         ("Baseline", listing(dict.fromkeys(c.baseline.arm.label for c in comparisons))),
     )
@@ -137,7 +147,11 @@ def _chapter(comparison: Comparison, number: int) -> Chapter:
         findings=_findings(comparison),
         caution=caution(comparison),
         notices=tuple(notices(comparison)),
-        scores=(score_table(comparison), *((test_table(comparison),) if several else ())),
+        scores=(
+            score_table(comparison),
+            *((test_table(comparison),) if several else ()),
+            *(chance_table(beside) for beside in comparison.chance),
+        ),
         cost=cost_table(comparison),
         rankings=tuple(ranking_table(ranking, comparison) for ranking in comparison.rankings),
         figures=tuple(comparison_figures(comparison, key=f"s{number}")),
@@ -156,8 +170,10 @@ def _findings(comparison: Comparison) -> tuple[Finding, ...]:
             Finding(
                 label=result.arm.label,
                 sentence=headline(result, comparison, decimals),
-                details=tuple(
-                    text for text in (at_equal_flops(result, comparison, decimals), confirmation(result)) if text
+                details=(
+                    *at_equal_budgets(result, comparison, decimals),
+                    *against_chance(result, comparison, decimals),
+                    *confirmation(result),
                 ),
                 tone=verdict(result, comparison),
                 interval=difference.interval if difference else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +29,17 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """An arm in a ranking: its score at the budget and its paired difference to the first arm; None: not reached."""
+    """An arm in a ranking: its score at the budget and its paired difference to the first arm; None: not reached.
+
+    `values` are the scores by seed. `interpolated`: at least one of them lies between two evaluations.
+    """
 
     label: str
     score: Interval | None
     difference: Interval | None
     note: str
+    values: Mapping[int, float]
+    interpolated: bool
     baseline: bool = False
 
     @property
@@ -57,6 +62,14 @@ class Ranking:
     at: float
     places: tuple[Place, ...]
 
+    def of(self, arm: Arm) -> Place | None:
+        """The arm's place; None for an arm that is not ranked."""
+        return next((place for place in self.places if place.label == arm.label), None)
+
+    def between(self, place: Place) -> bool:
+        """Whether the place's difference is of a score that lies between two evaluations."""
+        return place.interpolated or any(other.baseline and other.interpolated for other in self.places)
+
 
 def curve(run: Run, metric: str, axis: str) -> Curve:
     """The evaluations of a run against `tokens` or `flops`; FLOPs include measuring and the stages it needed."""
@@ -71,27 +84,37 @@ def curve(run: Run, metric: str, axis: str) -> Curve:
     return np.array(x, dtype=float), np.array([points[value] for value in x], dtype=float)
 
 
-def rank_at_equal_budget(arms: Sequence[Arm], metric: str, *, axis: str) -> Ranking | None:
-    """Interpolates every run linearly at the largest budget that all runs of all arms reached; `arms[0]`: baseline."""
+def rank_at_equal_budget(arms: Sequence[Arm], metric: str, *, axis: str, at: float | None = None) -> Ranking | None:
+    """Every run at the budget `at`, linear between its evaluations; `arms[0]` is the baseline.
+
+    Without `at`, at the largest budget that all runs of all arms reached: the least of their ends.
+    """
     curves = {id(arm): _curves(arm, metric, axis) for arm in arms}
     ends = [x[-1] for of_arm in curves.values() for x, _ in of_arm.values()]
     if len(arms) < 2 or not ends:
         return None
-    at = min(ends)
+    budget = float(min(ends)) if at is None else at
     scores = {
-        key: {seed: float(np.interp(at, x, y)) for seed, (x, y) in of_arm.items() if x[0] <= at}
-        for key, of_arm in curves.items()
+        key: {seed: _at(c, budget) for seed, c in of_arm.items() if c[0][0] <= budget} for key, of_arm in curves.items()
     }
     places = [_place(arm, arms[0], scores, bool(curves[id(arm)])) for arm in arms]
     places.sort(key=lambda place: place.key)
-    return Ranking(axis=axis, at=float(at), places=tuple(places))
+    return Ranking(axis=axis, at=budget, places=tuple(places))
 
 
-def _place(arm: Arm, base: Arm, scores: dict[int, dict[int, float]], measured: bool) -> Place:
-    mine, theirs = scores[id(arm)], scores[id(base)]
+def _at(points: Curve, budget: float) -> tuple[float, bool]:
+    """The score at a budget, and whether it lies between two evaluations."""
+    x, y = points
+    exact = bool(np.isclose(x, budget, rtol=1e-9, atol=0).any())
+    return float(np.interp(budget, x, y)), not exact
+
+
+def _place(arm: Arm, base: Arm, scores: Mapping[int, Mapping[int, tuple[float, bool]]], measured: bool) -> Place:
+    mine = {seed: value for seed, (value, _) in scores[id(arm)].items()}
+    theirs = {seed: value for seed, (value, _) in scores[id(base)].items()}
     if not mine:
         note = "it had spent more before its first evaluation" if measured else "no evaluation in its metrics.jsonl"
-        return Place(label=arm.label, score=None, difference=None, note=note)
+        return Place(label=arm.label, score=None, difference=None, note=note, values={}, interpolated=False)
     seeds = sorted(mine.keys() & theirs.keys())
     notes = [] if len(mine) == len(arm.counted) else [f"{len(mine)} of {len(arm.counted)} runs have a score there"]
     notes += [] if seeds else [f"no seed in common with {base.label}"]
@@ -100,6 +123,8 @@ def _place(arm: Arm, base: Arm, scores: dict[int, dict[int, float]], measured: b
         score=mean_interval(list(mine.values())),
         difference=mean_interval([mine[s] - theirs[s] for s in seeds]) if seeds and arm is not base else None,
         note="; ".join(notes),
+        values=mine,
+        interpolated=any(between for _, between in scores[id(arm)].values()),
         baseline=arm is base,
     )
 

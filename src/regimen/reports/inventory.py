@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from regimen.reports.anchors import amount_of, company_of
+from regimen.reports.cells import Cell, Table, cells
 from regimen.reports.compare import Comparison
 from regimen.reports.decisions import warnings_of
 from regimen.reports.groups import Arm, Section
 from regimen.reports.runs import Run
 from regimen.reports.settings import ABSENT, IGNORED, METHOD_OWNED, differing
-from regimen.reports.tables import Cell, Table, cells
-from regimen.reports.wording import NONE, count, listing
+from regimen.reports.wording import NONE, count, listing, percent, si
 
 
 def runs_table(runs: Sequence[Run], sections: Sequence[Section], *, base: Path) -> Table:
@@ -31,13 +32,14 @@ def runs_table(runs: Sequence[Run], sections: Sequence[Section], *, base: Path) 
             (
                 *cells(label, NONE if run.seed is None else str(run.seed)),
                 status,
-                *cells(run.text("steps") or NONE, run.model, run.dataset, os.path.relpath(run.folder, base)),
+                *cells(run.text("steps") or NONE, si(run.number("tokens"))),
+                *cells(run.model, run.dataset, os.path.relpath(run.folder, base)),
             )
         )
     counted = sum(1 for _, reason in placed.values() if not reason)
     notes = [f"{counted} of {count(len(runs), 'run')} are counted in the means."]
     notes += [f"{os.path.relpath(run.folder, base)}: {listing(run.notes)}." for run in runs if run.notes]
-    columns = ("Method", "Seed", "Status", "Steps", "Model", "Dataset", "Folder")
+    columns = ("Method", "Seed", "Status", "Steps", "Tokens", "Model", "Dataset", "Folder")
     return Table(title="Runs", columns=columns, rows=tuple(rows), notes=tuple(notes), words=len(columns))
 
 
@@ -65,11 +67,50 @@ def _why(arm: Arm, seed: int, tried: dict[int, str]) -> str:
 def notices(comparison: Comparison) -> list[str]:
     """What a reader must know before the numbers: arms that cannot be compared with the baseline, and why."""
     base = comparison.baseline.arm.label
-    return [
+    found = [
         f"{result.arm.label} is NOT comparable with {base}: it has {listing(result.obstacles)}."
         for result in comparison.results
         if result.obstacles
     ]
+    return [*found, *_token_notice(comparison), *_chance_notices(comparison)]
+
+
+def _token_notice(comparison: Comparison) -> list[str]:
+    """That methods trained on other numbers of tokens in the same steps."""
+    others = [result for result in comparison.results if result.unmatched and not result.obstacles]
+    if not others:
+        return []
+    who = listing(f"{result.arm.label} ({percent(result.excess, sign=True)})" for result in others)
+    if len(others) > 3:
+        ends = (f(result.excess for result in others) for f in (min, max))
+        who = f"{len(others)} methods ({' to '.join(percent(end, sign=True) for end in ends)})"
+    return [
+        f"At equal steps, {who} trained on another number of target tokens than {comparison.baseline.arm.label}: "
+        "see the column at equal tokens, too."
+    ]
+
+
+def _chance_notices(comparison: Comparison) -> list[str]:
+    """That methods select rows and no run selects as many by chance; one line per set of other strategies."""
+    groups: dict[tuple[str, ...], list[Arm]] = {}
+    for arm in comparison.alone:
+        groups.setdefault(tuple(company_of(arm)), []).append(arm)
+    return [_chance_notice(company, arms) for company, arms in groups.items()]
+
+
+def _chance_notice(company: tuple[str, ...], arms: Sequence[Arm]) -> str:
+    method = f"'method=[random,{','.join(company)}]'" if company else "method=random"
+    amount = amount_of(arms[0])
+    typed = ([] if "ratio" in amount or not amount else ["strategies.random.ratio=null"]) + [
+        f"strategies.random.{key}={value}" for key, value in amount.items()
+    ]
+    seeds = sorted({seed for arm in arms for seed in arm.seeds})
+    words = " ".join([method, *typed, f"seed={','.join(map(str, seeds))}"])
+    verb = "selects" if len(arms) == 1 else "select"
+    return (
+        f"{listing(arm.label for arm in arms)} {verb} rows, and no random subset is beside: add {words} to the same "
+        "command to tell what selecting gains."
+    )
 
 
 def section_notice(sections: Sequence[Section]) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from regimen.reports.cells import Table
 from regimen.reports.content import Chapter, Report
-from regimen.reports.tables import Table
 
 
 def render_markdown(report: Report) -> str:

@@ -8,9 +8,9 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
+from regimen.reports.cells import Cell, Table
 from regimen.reports.content import Chapter, Finding, Report
 from regimen.reports.drawing import Drawing, Pen
-from regimen.reports.tables import Cell, Table
 
 
 def render_page(report: Report) -> str:

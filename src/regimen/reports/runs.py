@@ -46,7 +46,7 @@ class Run:
 
     def number(self, *path: str) -> float:
         """The number at `path` of the summary, NaN where there is none."""
-        return _number(_at(self.summary, path))
+        return as_number(_at(self.summary, path))
 
     def text(self, *path: str) -> str:
         """The text at `path` of the summary, empty where there is none."""
@@ -127,7 +127,7 @@ def read_run(folder: Path) -> Run:
     status = "unreadable" if problem else str(summary.get("status") or "unreadable")
     reason = problem or summary.get("reason")
     if reason is None and status != "finished":
-        last = max((_number(row.get("step")) for row in rows), default=math.nan)
+        last = max((as_number(row.get("step")) for row in rows), default=math.nan)
         reason = f"it had logged step {last:.0f}" if math.isfinite(last) else "it had logged no step"
     seed = summary.get("seed", settings.get("seed"))
     return Run(
@@ -137,7 +137,7 @@ def read_run(folder: Path) -> Run:
         method=str(summary.get("method") or settings.get("method") or UNKNOWN),
         model=str(summary.get("model") or UNKNOWN),
         dataset=str(summary.get("dataset") or UNKNOWN),
-        seed=int(_number(seed)) if math.isfinite(_number(seed)) else None,
+        seed=int(as_number(seed)) if math.isfinite(as_number(seed)) else None,
         summary=summary,
         curve=tuple(row for row in rows if row.get("split") == "eval"),
         record=tuple(record),
@@ -188,7 +188,8 @@ def _at(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-def _number(value: Any) -> float:
+def as_number(value: Any) -> float:
+    """The number that a file holds, also as text; NaN for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return math.nan
     try:

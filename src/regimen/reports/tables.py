@@ -1,104 +1,131 @@
-"""The tables of the report as plain values; the page and the Markdown file draw the same ones."""
+"""The tables of scores: by domain, against the baseline or a random subset, and of the data seen."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import TypeVar
 
-from regimen.reports.compare import Comparison, Result
-from regimen.reports.curves import Place, Ranking
-from regimen.reports.decisions import mean_shares
+from regimen.reports.anchors import ZeroShot
+from regimen.reports.cells import (
+    Cell,
+    Table,
+    cells,
+    matched_cell,
+    matched_difference_cell,
+    missing,
+    name_cell,
+    score_cell,
+    tokens_cell,
+    tone_of,
+)
+from regimen.reports.compare import Comparison
+from regimen.reports.decisions import mean_shares, selection_of
 from regimen.reports.wording import (
+    ABOUT,
     NONE,
     bracket,
     count,
     decimals_for,
-    duration,
     fixed,
     listing,
     p_value,
     percent,
     si,
     verdict,
-    with_bracket,
     with_half_width,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A text, a second smaller line, and a tone: `better`, `worse` (or `detail-...`), `muted`, `flag` or none."""
-
-    text: str
-    detail: str = ""
-    tone: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A titled table; the first `words` columns hold words (left), the others numbers (right)."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...] = ()
-    words: int = 1
-
-
-def cells(*texts: str) -> tuple[Cell, ...]:
-    """A row of plain cells."""
-    return tuple(Cell(text=text) for text in texts)
+T = TypeVar("T")
 
 
 def score_table(comparison: Comparison) -> Table:
-    """Methods by domains: the mean with its interval, below it the paired difference to the baseline."""
-    decimals = decimals_for(comparison)
+    """Methods by domains: the mean with its interval, below it the paired difference to the baseline.
+
+    The tokens trained on stand beside the metric; with them, where they differ, the metric at equal tokens. The model
+    before training is the last row.
+    """
+    decimals, matched = decimals_for(comparison), comparison.unmatched
     rows = []
     for result in comparison.results:
-        row = [_name(result, comparison, count(len(result.arm.counted), "seed"))]
-        for column in comparison.columns:
-            score, difference = result.scores.get(column), result.differences.get(column)
-            if score is None:
-                row.append(Cell(text=NONE, tone="muted"))
-                continue
-            detail = with_bracket(difference.interval, decimals) if difference else ""
-            row.append(Cell(text=with_half_width(score, decimals), detail=detail, tone=_detail_tone(difference)))
-        rows.append(tuple(row))
-    base = comparison.baseline.arm.label
-    notes = [
-        f"{comparison.metric.unit}, lower is better. Mean over seeds \u00b1 half of its 95% t-interval; below it the "
-        f"difference to {base} in pairs of seeds with its 95% t-interval. Macro is the mean over domains, micro pools "
-        "all of them. Intervals of single domains are not adjusted for their number.",
-        *_pairing_notes(comparison),
-    ]
+        pairs = [(result.scores.get(column), result.differences.get(column)) for column in comparison.columns]
+        numbers = [score_cell(score, found.interval if found else None, decimals) for score, found in pairs]
+        beside = [tokens_cell(result), *([matched_cell(result, comparison, decimals)] if matched else [])]
+        name = name_cell(result, comparison, count(len(result.arm.counted), "seed"))
+        rows.append((name, *_inserted(numbers, beside, comparison)))
+    if comparison.zero_shot:
+        rows.append(_zero_shot_row(comparison.zero_shot, comparison, decimals))
     return Table(
         title=f"{_measure(comparison)} by domain",
-        columns=("Method", *comparison.columns),
+        columns=(
+            "Method",
+            *_inserted(list(comparison.columns), ["Tokens", *(["At equal tokens"] if matched else [])], comparison),
+        ),
         rows=tuple(rows),
-        notes=tuple(notes),
+        notes=(_score_note(comparison), *_token_notes(comparison), _zero_shot_note(comparison)),
     )
+
+
+def _inserted(row: list[T], beside: list[T], comparison: Comparison) -> list[T]:
+    """The row with what belongs beside the metric right after it."""
+    after = comparison.columns.index(comparison.metric.column) + 1
+    return [*row[:after], *beside, *row[after:]]
+
+
+def _zero_shot_row(zero: ZeroShot, comparison: Comparison, decimals: int) -> tuple[Cell, ...]:
+    texts = [with_half_width(s, decimals) if (s := zero.scores.get(c)) else NONE for c in comparison.columns]
+    numbers = [Cell(text=text, tone="muted") for text in texts]
+    beside = [Cell(text="0", tone="muted"), *([missing()] if comparison.unmatched else [])]
+    detail = "untrained, same for all seeds" if zero.shared else f"untrained, {count(len(zero.seeds), 'seed')}"
+    return (Cell(text="zero-shot", detail=detail), *_inserted(numbers, beside, comparison))
 
 
 def _measure(comparison: Comparison) -> str:
     return {"bits_per_byte": "Bits per byte", "loss": "Loss"}[comparison.metric.measure]
 
 
-def _name(result: Result, comparison: Comparison, detail: str = "") -> Cell:
-    role = "baseline" if result is comparison.baseline else "not comparable" if result.obstacles else ""
-    words = ", ".join(word for word in (role, detail) if word)
-    return Cell(text=result.arm.label, detail=words, tone="flag" if result.obstacles else "")
+def _score_note(comparison: Comparison) -> str:
+    base = comparison.baseline.arm.label
+    return (
+        f"{comparison.metric.unit}, lower is better. Mean over seeds \u00b1 half of its 95% t-interval; below it the "
+        f"difference to {base} in pairs of seeds with its 95% t-interval. Macro is the mean over domains, micro pools "
+        "all of them. Intervals of single domains are not adjusted for their number."
+    )
 
 
-def _tone(difference: object) -> str:
-    interval = getattr(difference, "interval", None)
-    if interval is None or not interval.excludes_zero:
-        return ""
-    return "better" if interval.mean < 0 else "worse"
+def _token_notes(comparison: Comparison) -> list[str]:
+    base = comparison.baseline.arm.label
+    text = f"Tokens: target tokens trained on, flagged where they differ from those of {base} by more than 1%."
+    if comparison.unmatched:
+        text += _matched_note(comparison)
+    return [text, *_pairing_notes(comparison)]
 
 
-def _detail_tone(difference: object) -> str:
-    tone = _tone(difference)
-    return f"detail-{tone}" if tone else ""
+def _matched_note(comparison: Comparison) -> str:
+    ranking = comparison.ranking("tokens")
+    if ranking is None:
+        return " No metrics.jsonl holds evaluations, so there is no value at equal tokens."
+    return (
+        f" At equal tokens: {comparison.metric.column} at {si(ranking.at, 4)} tokens, the most that every run reached; "
+        f"{ABOUT} is read between two evaluations. A run with more tokens is cut before its end there: it has made "
+        "fewer steps, and its learning rate is higher."
+    )
+
+
+def _zero_shot_note(comparison: Comparison) -> str:
+    zero = comparison.zero_shot
+    if zero is None:
+        return (
+            "No zero-shot row: no run was evaluated before training. evaluation.at=[0,0.5,1], or other fractions that "
+            "begin with 0, do that."
+        )
+    text = "Zero-shot: the evaluation at step 0, no method and in no ranking."
+    counted = {seed for result in comparison.results if not result.foreign for seed in result.arm.seeds}
+    if not zero.shared and (lacking := sorted(counted - set(zero.seeds))):
+        text += f" No run of {'seed' if len(lacking) == 1 else 'seeds'} {listing(lacking)} was evaluated there."
+    if zero.strays:
+        verb = "begins" if len(zero.strays) == 1 else "begin"
+        text += f" {listing(zero.strays)} {verb} with other weights, for which this row does not speak."
+    return text
 
 
 def _pairing_notes(comparison: Comparison) -> list[str]:
@@ -116,31 +143,36 @@ def _pairing_notes(comparison: Comparison) -> list[str]:
 
 
 def test_table(comparison: Comparison) -> Table:
-    """Every method against the baseline on the metric: difference, interval, and the permutation test."""
-    decimals = decimals_for(comparison)
+    """Every method against the baseline on the metric: difference, interval, and the permutation test.
+
+    Where tokens differ, also the difference at equal tokens.
+    """
+    decimals, matched = decimals_for(comparison), comparison.unmatched
     words = {"better": "lower", "worse": "higher", "unclear": "no clear difference", "none": "no interval"}
     rows = []
     for result in comparison.results[1:]:
         difference = result.differences.get(comparison.metric.column)
         if difference is None:
             reason = listing(result.obstacles) or ("no shared seed" if result.arm.counted else "no finished run")
-            rows.append((_name(result, comparison), *cells(NONE, NONE, NONE, NONE, NONE, NONE), Cell(text=reason)))
-            continue
-        test = result.test
-        p = [p_value(p) for p in (test.flip.p, test.flip.minimum, test.holm)] if test else [NONE] * 3
-        rows.append(
-            (
-                _name(result, comparison),
-                Cell(text=fixed(difference.interval.mean, decimals, sign=True), tone=_tone(difference)),
+            row = (name_cell(result, comparison), *cells(NONE, NONE, NONE, NONE, NONE, NONE), Cell(text=reason))
+        else:
+            test = result.test
+            p = [p_value(p) for p in (test.flip.p, test.flip.minimum, test.holm)] if test else [NONE] * 3
+            row = (
+                name_cell(result, comparison),
+                Cell(text=fixed(difference.interval.mean, decimals, sign=True), tone=tone_of(difference.interval)),
                 Cell(text=bracket(difference.interval, decimals) or NONE),
                 Cell(text=", ".join(map(str, difference.seeds))),
                 *cells(*p),
                 Cell(text=words[verdict(result, comparison)]),
             )
-        )
+        rows.append((*row, *([matched_difference_cell(result, comparison, decimals)] if matched else [])))
     return Table(
         title=f"Against {comparison.baseline.arm.label}: {comparison.metric.name}",
-        columns=("Method", "Difference", "95% interval", "Paired seeds", "p", "Least p", "Holm p", "By its interval"),
+        columns=(
+            *("Method", "Difference", "95% interval", "Paired seeds", "p", "Least p", "Holm p", "By its interval"),
+            *(["At equal tokens"] if matched else []),
+        ),
         rows=tuple(rows),
         notes=(_test_note(comparison),),
     )
@@ -155,74 +187,21 @@ def _test_note(comparison: Comparison) -> str:
     return text + (f"Holm: adjusted over the family of {count(family, 'comparison')} in this table." if family else "")
 
 
-def cost_table(comparison: Comparison) -> Table:
-    """What each method cost, the cost of its measurements and stages included."""
-    staged = any(result.arm.mean("flops", "stages") > 0 for result in comparison.results)
-    columns = ["Method", "Tokens", "Unique tokens", "FLOPs", "Overhead", "Training", "Measuring"]
-    columns += ["Stages", "If stages are reused"] if staged else []
-    columns += ["Time", "Measuring time", "Peak memory"]
+def chance_table(comparison: Comparison) -> Table:
+    """Methods that select rows against a random subset, with the rows that they kept and the tokens trained on."""
+    table = test_table(comparison)
+    shown = [i for i, name in enumerate(table.columns) if name not in ("Method", "p", "Least p")]
     rows = []
-    for result in comparison.results:
-        arm = result.arm
-        total, stages, memory = arm.mean("flops", "total"), arm.mean("flops", "stages"), arm.mean("peak_memory_mb")
-        row = [
-            _name(result, comparison),
-            *cells(si(arm.mean("tokens")), si(arm.mean("unique_tokens")), si(total)),
-            Cell(text=NONE if result is comparison.baseline else percent(result.overhead, sign=True)),
-            *cells(si(arm.mean("flops", "training")), si(arm.mean("flops", "measuring"))),
-        ]
-        row += cells(si(stages), si(total - stages)) if staged else []
-        row += cells(duration(arm.mean("seconds", "total")), duration(arm.mean("seconds", "measuring")))
-        row.append(Cell(text=f"{memory:,.0f} MB" if math.isfinite(memory) else NONE))
-        rows.append(tuple(row))
-    note = (
-        "Means over seeds. FLOPs are the floating-point operations of training, of the method's measurements and of "
-        f"the stages it needed; evaluation is not counted. Overhead: FLOPs against {comparison.baseline.arm.label}."
-    )
-    return Table(title="Cost", columns=tuple(columns), rows=tuple(rows), notes=(note, *_machine_note(comparison)))
-
-
-def _machine_note(comparison: Comparison) -> list[str]:
-    machines = {str(sorted(run.part("machine").items())) for r in comparison.results for run in r.arm.counted}
-    return ["The runs were not all on one kind of machine: do not compare their times."] if len(machines) > 1 else []
-
-
-def ranking_table(ranking: Ranking, comparison: Comparison) -> Table:
-    """The arms by their score at one budget."""
-    decimals = decimals_for(comparison)
-    rows = []
-    for position, place in enumerate(ranking.places, start=1):
-        if place.score is None:
-            rows.append((Cell(text=NONE), Cell(text=place.label, detail=place.note), *cells(NONE, NONE)))
-            continue
-        rows.append(
-            (
-                Cell(text=str(position) if math.isfinite(place.key) else NONE),
-                Cell(text=place.label, detail=place.note),
-                _ranked_difference(place, decimals),
-                Cell(text=with_half_width(place.score, decimals)),
-            )
-        )
-    noun = {"tokens": "tokens", "flops": "FLOPs"}[ranking.axis]
-    note = (
-        f"At {si(ranking.at, 4)} {noun}, the most that every run reached; linear between evaluations. Ranked by the "
-        "paired difference."
-    )
-    return Table(
-        title=f"At equal {noun}",
-        columns=("Rank", "Method", f"Against {comparison.baseline.arm.label}", comparison.metric.unit),
-        rows=tuple(rows),
-        notes=(note,),
-        words=2,
-    )
-
-
-def _ranked_difference(place: Place, decimals: int) -> Cell:
-    difference = place.difference
-    if difference is None:
-        return Cell(text="baseline" if place.baseline else NONE, tone="muted")
-    tone = ("better" if difference.mean < 0 else "worse") if difference.excludes_zero else ""
-    return Cell(text=fixed(difference.mean, decimals, sign=True), detail=bracket(difference, decimals), tone=tone)
+    for result, row in zip(comparison.results[1:], table.rows, strict=True):
+        found = selection_of(result.arm)
+        kept = Cell(text=si(found.kept) if found else NONE)
+        rows.append((row[0], kept, tokens_cell(result), *(row[i] for i in shown)))
+    base = selection_of(comparison.baseline.arm)
+    note = "What a selector gains beyond training on fewer rows, which a random subset does, too."
+    note += f" {comparison.baseline.arm.label} kept {si(base.kept)} of {si(base.of)} rows." if base else ""
+    note += " Holm p: of the sign-flip test, as above, over the methods of this table."
+    columns = ("Method", "Rows kept", "Tokens", *(table.columns[i] for i in shown))
+    return Table(title=table.title, columns=columns, rows=tuple(rows), notes=(note,))
 
 
 def realised_table(comparison: Comparison) -> Table | None:

@@ -11,6 +11,8 @@ from regimen.reports.compare import Comparison, Result
 
 MINUS = "\u2212"
 NONE = "\u2013"
+ABOUT = "\u2248"
+"""Before a number that was not measured, but lies between two that were."""
 ALPHA = 0.05
 OVERHEAD = 0.0005
 """Differences in FLOPs below this share do not move a method along its curve in any visible way."""
@@ -42,6 +44,11 @@ def with_half_width(interval: Interval, decimals: int = 3) -> str:
     """`1.234 +- 0.012`, or the mean alone."""
     half = f" \u00b1 {fixed(interval.half_width, decimals)}" if interval.bounded else ""
     return fixed(interval.mean, decimals) + half
+
+
+def about(text: str, between: bool) -> str:
+    """The text, marked where the number lies between two that were measured."""
+    return f"{ABOUT}\u00a0{text}" if between else text
 
 
 def si(value: float, digits: int = 3) -> str:
@@ -117,7 +124,7 @@ def headline(result: Result, comparison: Comparison, decimals: int) -> str:
     if difference is None:
         return f"no seed in common with {base}, so there is no paired difference."
     amount = f"{with_bracket(difference.interval, decimals)} {comparison.metric.unit}"
-    cost = _cost(result.overhead)
+    cost = _cost(result)
     if not difference.interval.bounded:
         return f"{amount} against {base} on seed {difference.seeds[0]}{cost}. One seed: no interval."
     pairs = f"over {count(len(difference.seeds), 'paired seed')}{cost}."
@@ -126,29 +133,52 @@ def headline(result: Result, comparison: Comparison, decimals: int) -> str:
     return f"{amount} against {base} {pairs}"
 
 
-def _cost(overhead: float) -> str:
-    if not math.isfinite(overhead):
+def _cost(result: Result) -> str:
+    tokens = f", {percent(result.excess, sign=True)} tokens" if result.unmatched else ""
+    if not math.isfinite(result.overhead):
+        return tokens
+    return tokens + (
+        f", {percent(result.overhead, sign=True)} FLOPs" if abs(result.overhead) > OVERHEAD else ", same FLOPs"
+    )
+
+
+def at_equal_budgets(result: Result, comparison: Comparison, decimals: int) -> list[str]:
+    """The paired differences at equal tokens and at equal FLOPs, for methods that noticeably spent more or less."""
+    unit = comparison.metric.unit
+    tokens = at_equal("tokens", result, comparison, decimals) if result.unmatched else ""
+    flops = at_equal("flops", result, comparison, decimals) if abs(result.overhead) > OVERHEAD else ""
+    named = (("tokens", tokens), ("FLOPs", flops))
+    return [f"At equal {name}: {difference} {unit}." for name, difference in named if difference]
+
+
+def at_equal(axis: str, result: Result, comparison: Comparison, decimals: int) -> str:
+    """The paired difference at equal `tokens` or `flops` with its interval; empty without one."""
+    ranking = comparison.ranking(axis)
+    place = ranking.of(result.arm) if ranking and not result.foreign else None
+    if ranking is None or place is None or place.difference is None:
         return ""
-    return f", {percent(overhead, sign=True)} FLOPs" if abs(overhead) > OVERHEAD else ", same FLOPs"
+    return about(with_bracket(place.difference, decimals), ranking.between(place))
 
 
-def at_equal_flops(result: Result, comparison: Comparison, decimals: int) -> str:
-    """The paired difference at equal FLOPs, for methods that cost noticeably more or less than the baseline."""
-    ranking = next((ranking for ranking in comparison.rankings if ranking.axis == "flops"), None)
-    if ranking is None or result.foreign or not abs(result.overhead) > OVERHEAD:
-        return ""
-    place = next((place for place in ranking.places if place.label == result.arm.label), None)
-    if place is None or place.difference is None:
-        return ""
-    return f"At equal FLOPs: {with_bracket(place.difference, decimals)} {comparison.metric.unit}."
+def against_chance(result: Result, comparison: Comparison, decimals: int) -> list[str]:
+    """The paired difference to a random subset, for methods that select rows."""
+    for beside in comparison.chance:
+        found = next((other for other in beside.results[1:] if other.arm is result.arm), None)
+        difference = found.differences.get(comparison.metric.column) if found else None
+        if found and difference:
+            matched = at_equal("tokens", found, beside, decimals) if found.unmatched else ""
+            more = f", at equal tokens {matched}" if matched else ""
+            text = f"{with_bracket(difference.interval, decimals)} {comparison.metric.unit}{more}"
+            return [f"Against {beside.baseline.arm.label}: {text}."]
+    return []
 
 
-def confirmation(result: Result) -> str:
+def confirmation(result: Result) -> list[str]:
     """The permutation test of a headline, where there are pairs enough for it to say something."""
     if result.test is None or result.test.flip.minimum > ALPHA:
-        return ""
+        return []
     family = f" over {count(result.test.family, 'method')}" if result.test.family > 1 else ""
-    return f"Sign-flip p {p_value(result.test.flip.p)}, Holm-adjusted{family} {p_value(result.test.holm)}."
+    return [f"Sign-flip p {p_value(result.test.flip.p)}, Holm-adjusted{family} {p_value(result.test.holm)}."]
 
 
 def caution(comparison: Comparison) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, require_amount
+from regimen.selection.common import kept_of, require_amount
 from regimen.selection.rules import inverse_propensity
 
 _EXACT = 20_000  # rows that `auto` still compares in pairs
@@ -39,7 +39,8 @@ class Density(Selector):
     kernel: `exact` sums over all pairs, `sketch` counts hashes, `auto` is exact up to 20,000 rows.
     power: p; rows collide where p hashes agree, so k is raised to this power. 1 in the paper.
     hashes, buckets: R and B of the sketch. A counter holds n / B rows too many on average.
-    ratio, count: how many rows are kept, one of the two: floor(ratio * n), or a number of rows.
+    ratio, count, token_ratio: how many rows are kept, one of the three: floor(ratio * n), a number of rows, or the
+        first drawn until they hold this part of the target tokens of all n.
     """
 
     by: Signal
@@ -50,10 +51,11 @@ class Density(Selector):
     buckets: int = 20_000
     ratio: float | None = 0.5
     count: int | None = None
+    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count)
+        require_amount(self.ratio, self.count, self.token_ratio)
         if not 0 < self.bandwidth < float("inf"):
             raise ConfigError("bandwidth is a distance", got=self.bandwidth, allowed="above 0")
         if self.kernel not in ("auto", "exact", "sketch"):
@@ -67,7 +69,6 @@ class Density(Selector):
 
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Ids (M,) int64. Raises ConfigError where `by` has no vectors, or for an amount that cannot be kept."""
-        kept = amount(len(seen.ids), self.ratio, self.count)
         ids, by_id = seen.ids.sort()  # (n,)
         vectors = seen.values[self.by][by_id]  # (n, d)
         if vectors.dim() != 2 or not bool(torch.isfinite(vectors).all()):
@@ -83,7 +84,9 @@ class Density(Selector):
                 buckets=self.buckets,
                 generator=seen.generator,
             )  # (n,)
-        return ids[inverse_propensity(density, kept, generator=seen.generator)]  # (M,)
+        order = inverse_propensity(density, len(ids), generator=seen.generator)  # (n,)
+        kept = kept_of(seen.tokens[by_id][order], self.ratio, self.count, self.token_ratio)
+        return ids[order[:kept]]  # (M,)
 
 
 def collision(distance: Tensor, *, bandwidth: float) -> Tensor:

@@ -1,8 +1,8 @@
 """DSIR: rows are drawn without replacement in proportion to how much likelier their n-grams are in a target domain.
 
 Paper: Data Selection for Language Models via Importance Resampling, arXiv 2302.03169, and its code.
-Differs from the paper: short rows are told by target tokens of the model's tokenizer, not by words; the target is a
-domain of the same pool, so its own rows are candidates too, unless `target_rows` says otherwise. See also the signal.
+Differs from the paper: short rows are told by target tokens of the model's tokenizer, not by words; a target that is a
+domain of the same pool has rows that are candidates too, unless `target_rows` says otherwise. See also the signal.
 Letters: n rows to choose from, M kept.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, require_amount
+from regimen.selection.common import kept_of, require_amount
 from regimen.selection.rules import gumbel_top_k
 from regimen.signals.ngrams import NgramLogRatio
 
@@ -30,7 +30,8 @@ class Dsir(Selector):
     target_rows: `compete` treats the target's rows as any others, `drop` never keeps them.
     min_tokens: rows with fewer target tokens are never kept.
     temperature: 1 draws as DSIR does, 0 keeps the highest values.
-    ratio, count: how many rows are kept, one of the two: floor(ratio * n), or a number of rows.
+    ratio, count, token_ratio: how many rows are kept, one of the three: floor(ratio * n), a number of rows, or the
+        first drawn until they hold this part of the target tokens of all n.
     """
 
     by: NgramLogRatio
@@ -39,10 +40,11 @@ class Dsir(Selector):
     temperature: float = 1.0
     ratio: float | None = 0.5
     count: int | None = None
+    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count)
+        require_amount(self.ratio, self.count, self.token_ratio)
         if self.target_rows not in ("compete", "drop"):
             raise ConfigError("unknown way with the target's rows", got=self.target_rows, allowed="compete, drop")
         if not 0 <= self.temperature < float("inf"):
@@ -53,9 +55,12 @@ class Dsir(Selector):
 
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Ids (M,) int64. Raises ConfigError where fewer rows are long enough than are to be kept."""
-        kept = amount(len(seen.ids), self.ratio, self.count)
         ids, by_id = seen.ids.sort()  # (n,)
         allowed = self._allowed(seen)[by_id]  # (n,)
+        values = seen.scores(self.by)[by_id]  # (n,)
+        logits = torch.where(allowed, values, -torch.inf)  # (n,)
+        order = gumbel_top_k(logits, len(ids), generator=seen.generator, temperature=self.temperature)  # (n,)
+        kept = kept_of(seen.tokens[by_id][order], self.ratio, self.count, self.token_ratio)  # barred rows are last
         if int(allowed.sum()) < kept:
             raise ConfigError(
                 "fewer rows may be kept than are asked for",
@@ -63,15 +68,12 @@ class Dsir(Selector):
                 f"leave, {kept} to keep",
                 do="lower strategies.dsir.min_tokens, or keep fewer rows",
             )
-        values = seen.scores(self.by)[by_id]  # (n,)
-        logits = torch.where(allowed, values, -torch.inf)  # (n,)
-        best = gumbel_top_k(logits, kept, generator=seen.generator, temperature=self.temperature)  # (M,)
-        return ids[best]  # (M,)
+        return ids[order[:kept]]  # (M,)
 
     def _allowed(self, seen: Observation) -> Tensor:
         """(n,) bool: rows that may be kept."""
         long = seen.tokens >= self.min_tokens
         if self.target_rows == "compete":
             return long
-        wanted = [k for k, name in enumerate(seen.index.domains) if name in self.by.target]
+        wanted = [k for k, name in enumerate(seen.index.domains) if name in (self.by.target or ())]
         return long & ~torch.isin(seen.domain, torch.tensor(wanted))

@@ -13,12 +13,13 @@ from fractions import Fraction
 from math import ceil
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, require_amount
+from regimen.selection.common import kept_of, require_amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +27,17 @@ class Perplexity(Selector):
     """Rows ranked by score, equal scores by id; a run of ranks is kept.
 
     by: the score.
-    keep: `low`, `middle` or `high` ranks, as many as `ratio` or `count` says.
-    ratio, count: floor(ratio * n), or a number of rows.
-    quantiles: instead of these three, ranks r with lower * n <= r < upper * n, the lowest score being rank 0.
+    keep: `low`, `middle` or `high` ranks, as many as the next three say.
+    ratio, count, token_ratio: floor(ratio * n), a number of rows, or rows until they hold this part of the target
+        tokens of all n: from the lowest rank up, from the middle to both sides, or from the highest down.
+    quantiles: instead of these four, ranks r with lower * n <= r < upper * n, the lowest score being rank 0.
     """
 
     by: Signal
     keep: Literal["low", "middle", "high"] = "middle"
     ratio: float | None = 0.5
     count: int | None = None
+    token_ratio: float | None = None
     quantiles: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
@@ -42,12 +45,14 @@ class Perplexity(Selector):
         if self.keep not in ("low", "middle", "high"):
             raise ConfigError("keep names a part of the ranks", got=self.keep, allowed="low, middle, high")
         if self.quantiles is None:
-            require_amount(self.ratio, self.count)
+            require_amount(self.ratio, self.count, self.token_ratio)
             return
         object.__setattr__(self, "quantiles", tuple(float(q) for q in self.quantiles))
-        if self.ratio is not None or self.count is not None:
+        if (self.ratio, self.count, self.token_ratio) != (None, None, None):
             got = f"quantiles={list(self.quantiles)}, ratio={self.ratio}, count={self.count}"
-            raise ConfigError("quantiles say how many rows to keep", got=got, do="set ratio and count to null")
+            got += f", token_ratio={self.token_ratio}"
+            do = "set ratio and count to null, token_ratio too"
+            raise ConfigError("quantiles say how many rows to keep", got=got, do=do)
         if len(self.quantiles) != 2 or not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
             raise ConfigError("quantiles are two borders", got=list(self.quantiles), allowed="0 <= lower < upper <= 1")
 
@@ -57,14 +62,19 @@ class Perplexity(Selector):
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Ids (M,) int64, by score. Raises ConfigError for a NaN score or an amount that cannot be kept."""
         ids, by_id = seen.ids.sort()  # (n,)
-        ranked = ids[seen.scores(self.by)[by_id].argsort(stable=True)]  # (n,)
-        first, end = self._ranks(len(ids))
-        return ranked[first:end]  # (M,)
+        ranked = seen.scores(self.by)[by_id].argsort(stable=True)  # (n,)
+        return ids[ranked[self._ranks(seen.tokens[by_id][ranked])]]  # (M,)
 
-    def _ranks(self, n: int) -> tuple[int, int]:
+    def _ranks(self, tokens: Tensor) -> Tensor:
+        """Ranks to keep (M,), ascending, of rows whose target tokens are `tokens` (n,) by rank."""
+        n = len(tokens)
+        ranks = torch.arange(n)
         if self.quantiles is not None:
             first, end = (ceil(Fraction(str(q)) * n) for q in self.quantiles)
-            return first, end
-        kept = amount(n, self.ratio, self.count)
-        first = {"low": 0, "middle": (n - kept) // 2, "high": n - kept}[self.keep]
-        return first, first + kept
+            return ranks[first:end]  # (M,)
+        if self.keep == "middle":
+            ranks = ranks[(2 * ranks - (n - 1)).abs().argsort(stable=True)]  # (n,) the run that grows from the middle
+        elif self.keep == "high":
+            ranks = ranks.flip(0)  # (n,)
+        kept = kept_of(tokens[ranks], self.ratio, self.count, self.token_ratio)
+        return ranks[:kept].sort().values  # (M,)

@@ -20,7 +20,7 @@ from torch import Tensor
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, check_amount, require_amount
+from regimen.selection.common import amount, check_amount, require_amount, rows_near
 from regimen.selection.rules import gumbel_top_k
 
 
@@ -31,8 +31,9 @@ class QuRating(Selector):
     by: the score. polarity: 1 where high scores are good, -1 where low ones are.
     temperature: of the softmax; 0 keeps the best rows, a large one draws uniformly.
     per_domain: keep the same part of each domain, best within it, instead of the best of all.
-    ratio, count, tokens: how much is kept, one of the three: floor(ratio * n) rows, a number of rows, or rows until
-        their target tokens reach this number. `per_domain` splits rows by rows, tokens by tokens.
+    ratio, count, token_ratio, tokens: how much is kept, one of the four: floor(ratio * n) rows, a number of rows, rows
+        until they hold this part of the target tokens of all n (nearest), or rows until their target tokens reach this
+        number. `per_domain` splits rows by rows, tokens by tokens; each domain that has some keeps a row.
     """
 
     by: Signal
@@ -41,17 +42,19 @@ class QuRating(Selector):
     per_domain: bool = False
     ratio: float | None = 0.5
     count: int | None = None
+    token_ratio: float | None = None
     tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tokens is None:
-            require_amount(self.ratio, self.count)
+            require_amount(self.ratio, self.count, self.token_ratio)
         else:
             check_amount(None, self.tokens)
-            if self.ratio is not None or self.count is not None:
-                got = f"tokens={self.tokens}, ratio={self.ratio}, count={self.count}"
-                raise ConfigError("tokens say how much to keep", got=got, do="set ratio and count to null")
+            if (self.ratio, self.count, self.token_ratio) != (None, None, None):
+                got = f"tokens={self.tokens}, ratio={self.ratio}, count={self.count}, token_ratio={self.token_ratio}"
+                do = "set ratio and count to null, token_ratio too"
+                raise ConfigError("tokens say how much to keep", got=got, do=do)
         if self.polarity not in (1, -1):
             raise ConfigError("polarity says which scores are good", got=self.polarity, allowed="1 (highest), -1")
         if not 0 <= self.temperature < float("inf"):
@@ -75,6 +78,9 @@ class QuRating(Selector):
 
     def _kept(self, groups: Sequence[Tensor]) -> list[int]:
         """Rows to keep of each group, from the target tokens of its rows, best first."""
+        if self.token_ratio is not None:
+            part = Fraction(str(self.token_ratio))
+            return [rows_near(tokens, part * int(tokens.sum())) for tokens in groups]
         if self.tokens is None:
             sizes = [len(tokens) for tokens in groups]
             return apportioned(amount(sum(sizes), self.ratio, self.count), sizes)

@@ -12,25 +12,28 @@ import torch
 from torch import Tensor
 
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, require_amount
+from regimen.selection.common import kept_of, require_amount
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSelection(Selector):
     """A subset drawn without replacement, a function of the generator and the set of ids alone.
 
-    ratio, count: how many rows are kept, one of the two: floor(ratio * n), or a number of rows.
+    ratio, count, token_ratio: how many rows are kept, one of the three: floor(ratio * n), a number of rows, or the
+        first drawn until they hold this part of the target tokens of all n.
     """
 
     ratio: float | None = 0.5
     count: int | None = None
+    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count)
+        require_amount(self.ratio, self.count, self.token_ratio)
 
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Ids (M,) int64. Raises ConfigError where no row would be kept or `count` is more than n."""
-        kept = amount(len(seen.ids), self.ratio, self.count)
-        order = torch.randperm(len(seen.ids), generator=seen.generator)  # (n,)
-        return seen.ids.sort().values[order[:kept]]  # (M,)
+        ids, by_id = seen.ids.sort()  # (n,)
+        order = torch.randperm(len(ids), generator=seen.generator)  # (n,)
+        kept = kept_of(seen.tokens[by_id][order], self.ratio, self.count, self.token_ratio)
+        return ids[order[:kept]]  # (M,)

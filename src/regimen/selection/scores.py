@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, require_amount
+from regimen.selection.common import kept_of, require_amount
 from regimen.selection.rules import gumbel_top_k, top_k
 
 
@@ -26,7 +27,9 @@ class Scores(Selector):
     rule: `top` keeps the highest, `threshold` all that reach it, `proportional` draws rows without replacement, each
         next one with a probability in proportion to its score.
     missing: what a row without a score means: `refuse` stops, `drop` never keeps it.
-    threshold: for that rule. ratio, count: for the others, one of the two; floor(ratio * n) of the rows with a score.
+    threshold: for that rule.
+    ratio, count, token_ratio: for the others, one of the three; floor(ratio * n) of the n rows with a score, a number
+        of rows, or rows until they hold this part of the target tokens of those n.
     """
 
     by: Signal
@@ -35,6 +38,7 @@ class Scores(Selector):
     threshold: float | None = None
     ratio: float | None = 0.5
     count: int | None = None
+    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,10 +50,11 @@ class Scores(Selector):
             got = f"rule={self.rule}, threshold={self.threshold}"
             raise ConfigError("the rule `threshold` needs a threshold, the others have none", got=got)
         if self.rule != "threshold":
-            require_amount(self.ratio, self.count)
-        elif self.ratio is not None or self.count is not None:
-            got = f"ratio={self.ratio}, count={self.count}"
-            raise ConfigError("the threshold says how many rows to keep", got=got, do="set ratio and count to null")
+            require_amount(self.ratio, self.count, self.token_ratio)
+        elif (self.ratio, self.count, self.token_ratio) != (None, None, None):
+            got = f"ratio={self.ratio}, count={self.count}, token_ratio={self.token_ratio}"
+            do = "set ratio and count to null, token_ratio too"
+            raise ConfigError("the threshold says how many rows to keep", got=got, do=do)
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
@@ -58,15 +63,22 @@ class Scores(Selector):
         """Ids (M,) int64. Raises ConfigError for a missing score, or a negative one that a draw cannot use."""
         scores = seen.values[self.by] if self.missing == "drop" else seen.scores(self.by)  # (n,)
         ids, by_id = seen.ids.sort()  # (n,)
-        scores = scores[by_id]
-        known = ~scores.isnan()
-        ids, scores = ids[known], scores[known]  # (m,) that have a score
+        known = ~scores[by_id].isnan()
+        ids, by_id = ids[known], by_id[known]  # (m,) that have a score
+        scores, tokens = scores[by_id], seen.tokens[by_id]  # (m,)
         if self.threshold is not None:
             return ids[scores >= self.threshold]  # (M,)
-        kept = amount(len(ids), self.ratio, self.count)
-        if self.rule == "top":
-            return ids[top_k(scores, kept)]  # (M,)
-        if bool((scores < 0).any()) or int((scores > 0).sum()) < kept or bool(scores.isinf().any()):
+        order = top_k(scores, len(ids)) if self.rule == "top" else self._drawn(scores, seen.generator)  # (m,)
+        kept = kept_of(tokens[order], self.ratio, self.count, self.token_ratio)
+        if self.rule == "proportional" and int((scores > 0).sum()) < kept:
             got = f"{int((scores > 0).sum())} rows with a score above 0, {kept} to keep"
+            raise ConfigError("a draw in proportion keeps no row whose score is 0", got=got, do="keep fewer rows")
+        return ids[order[:kept]]  # (M,)
+
+    @staticmethod
+    def _drawn(scores: Tensor, generator: torch.Generator) -> Tensor:
+        """Positions (m,) in the order drawn, rows whose score is 0 last."""
+        if bool((scores < 0).any()) or bool(scores.isinf().any()):
+            got = f"scores from {float(scores.min())} to {float(scores.max())}"
             raise ConfigError("a draw in proportion needs finite scores of 0 or more", got=got, do="use rule=top")
-        return ids[gumbel_top_k(scores.log(), kept, generator=seen.generator)]  # (M,)
+        return gumbel_top_k(scores.log(), len(scores), generator=generator)  # (m,)

@@ -14,7 +14,7 @@ from torch import Tensor
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, require_amount
+from regimen.selection.common import kept_of, require_amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +22,20 @@ class TopK(Selector):
     """Rows ranked by polarity times score; equal scores are ranked by id, the lower first.
 
     by: the score.
-    ratio, count: how many rows are kept, one of the two: floor(ratio * n), or a number of rows.
+    ratio, count, token_ratio: how many rows are kept, one of the three: floor(ratio * n), a number of rows, or the best
+        until they hold this part of the target tokens of all n.
     polarity: 1 keeps the highest scores, -1 the lowest.
     """
 
     by: Signal
     ratio: float | None = 0.5
     count: int | None = None
+    token_ratio: float | None = None
     polarity: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count)
+        require_amount(self.ratio, self.count, self.token_ratio)
         if self.polarity not in (1, -1):
             raise ConfigError("polarity says which scores are kept", got=self.polarity, allowed="1 (highest), -1")
 
@@ -42,7 +44,11 @@ class TopK(Selector):
 
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Ids (M,) int64, best first. Raises ConfigError for a NaN score or an amount that cannot be kept."""
-        kept = amount(len(seen.ids), self.ratio, self.count)
         ids, by_id = seen.ids.sort()  # (n,)
         best = (self.polarity * seen.scores(self.by)[by_id]).argsort(descending=True, stable=True)  # (n,)
+        kept = kept_of(seen.tokens[by_id][best], self.ratio, self.count, self.token_ratio)
         return ids[best[:kept]]  # (M,)
+
+    def row_scores(self, state: Any, seen: Observation) -> Tensor:
+        """Polarity times score, (n,) float64."""
+        return self.polarity * seen.values[self.by].double()  # (n,)

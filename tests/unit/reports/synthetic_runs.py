@@ -13,7 +13,7 @@ DOMAINS = ("english", "math", "python")
 STEPS = 300
 TOKENS_PER_STEP = 4096
 BASE = {"english": 1.40, "math": 1.10, "python": 0.90}
-KINDS = {"odm": "mixer", "delt": "orderer", "topk": "selector", "loss_weighting": "weighter"}
+KINDS = {"odm": "mixer", "delt": "orderer", "topk": "selector", "random": "selector", "loss_weighting": "weighter"}
 MEASURING = {"odm": 0.002, "delt": 0.03, "topk": 0.05}
 
 
@@ -43,12 +43,18 @@ def write_run(
     config: dict[str, Any] | None = None,
     stages: float = 0.0,
     folder: str | None = None,
+    tokens_per_step: int = TOKENS_PER_STEP,
+    start: float = 0.0,
+    points: int = 13,
 ) -> Path:
-    """One finished (or other) run; returns its folder."""
+    """One finished (or other) run; returns its folder.
+
+    `start` is what its weights are worse by before training, `points` how often it is evaluated, step 0 included.
+    """
     path = root / (folder or f"{method}-{model}-{dataset}-seed{seed}")
     path.mkdir(parents=True)
     scores = scores or final_scores(seed, shift, noise, domains)
-    tokens, parameters = steps * TOKENS_PER_STEP, 1_100_000
+    tokens, parameters = steps * tokens_per_step, 1_100_000
     training = 6.0 * parameters * tokens
     measuring = MEASURING.get(method, 0.0) * training
     overhead = 1 + MEASURING.get(method, 0.0)
@@ -59,7 +65,7 @@ def write_run(
         "status": status,
         "reason": reason,
         "method": method,
-        "strategies": {method: {"kind": KINDS[method], "target": f"regimen.x.{method}"}} if method in KINDS else {},
+        "strategies": {m: {"kind": KINDS[m], "target": f"regimen.x.{m}"} for m in method.split("+") if m in KINDS},
         "model": model,
         "dataset": dataset,
         "seed": seed,
@@ -90,7 +96,7 @@ def write_run(
         "warnings": [],
     }
     (path / "summary.json").write_text(json.dumps(summary))
-    (path / "metrics.jsonl").write_text(_metrics(scores, steps, training * overhead))
+    (path / "metrics.jsonl").write_text(_metrics(scores, steps, training * overhead, tokens_per_step, start, points))
     (path / "record.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in record_rows(method, seed, steps, domains))
     )
@@ -111,18 +117,18 @@ def _evaluation(scores: dict[str, float], step: int) -> dict[str, Any]:
     return {"step": step, "domains": domains, "micro": row(mean - 0.05), "macro": row(mean)}
 
 
-def _metrics(scores: dict[str, float], steps: int, flops: float) -> str:
+def _metrics(scores: dict[str, float], steps: int, flops: float, per_step: int, start: float, points: int) -> str:
     rows = []
-    for step in np.linspace(0, steps, 13).astype(int).tolist():
+    for step in np.linspace(0, steps, points).astype(int).tolist():
         share = step / steps
-        extra = 3.2 * (math.exp(-7 * share) - math.exp(-7)) + 0.35 * (1 - share)
+        extra = 3.2 * (math.exp(-7 * share) - math.exp(-7)) + (0.35 + start) * (1 - share)
         # A method's shift grows along training: all runs start from the same loss.
         now = {d: v + extra + (BASE.get(d, 1.2) - v) * (1 - share) for d, v in scores.items()}
         evaluation = _evaluation(now, step)
         row = {
             "step": step,
             "split": "eval",
-            "tokens": step * TOKENS_PER_STEP,
+            "tokens": step * per_step,
             "flops": flops * share,
             "seconds": 0.2 * step,
         }
@@ -164,14 +170,14 @@ def record_rows(method: str, seed: int, steps: int, domains: tuple[str, ...]) ->
         parts = [dict(zip(domains, s, strict=True)) for s in shares]
         groups = {"all": {"rows": 4800, "scores": scores, "domains": parts}}
         return [{"kind": "orderer", "strategy": "folding", "step": 0, "groups": groups, "cost": cost}]
-    if method == "topk":
+    if method in ("topk", "random"):
         kept = {d: {"kept": min(1900, 300 * (i + 1)) + seed, "of": 2000} for i, d in enumerate(domains)}
         total = {key: sum(v[key] for v in kept.values()) for key in ("kept", "of")}
         signal = {"loss": {"kept_mean": 2.1, "all_mean": 3.0}}
         return [
             {
                 "kind": "selector",
-                "strategy": "topk",
+                "strategy": method,
                 "step": 0,
                 **total,
                 "domains": kept,

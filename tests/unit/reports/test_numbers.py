@@ -13,8 +13,9 @@ import pytest
 from synthetic_runs import DOMAINS, STEPS, TOKENS_PER_STEP, final_scores, write_grid, write_run
 
 from regimen.reports.assemble import compare_runs, parse_metric
+from regimen.reports.budgets import cost_table, ranking_table
 from regimen.reports.runs import find_runs, read_run
-from regimen.reports.tables import cost_table, ranking_table, realised_table, score_table, test_table
+from regimen.reports.tables import realised_table, score_table, test_table
 from regimen.reports.tidy import render_csv
 from regimen.reports.wording import caution, decimals_for, headline
 

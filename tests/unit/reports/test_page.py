@@ -42,6 +42,17 @@ def page(tmp_path_factory):
     return build([root])
 
 
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """A page with all that may stand beside methods: the untrained model, random subsets, values at equal tokens."""
+    root = tmp_path_factory.mktemp("ragged")
+    for seed in (1, 2):
+        for method in ("natural", "random", "topk"):
+            shift, tokens = {"topk": (-0.02, 3600), "random": (0.01, 4090)}.get(method, (0.0, 4096))
+            write_run(root, method, seed, shift=shift, noise=0.004, tokens_per_step=tokens, start=0.1 * seed)
+    return build([root])
+
+
 class Outline(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -129,6 +140,16 @@ def test_markdown_has_the_findings_and_tables(page):
     assert plain("a|b <i> [x]") == "a\\|b &lt;i> \\[x\\]"
 
 
+def test_what_stands_beside_the_methods_is_on_both(ragged):
+    page, markdown = ragged.read_text(), (ragged.parent / "report.md").read_text()
+    outline(page)
+    for expected in ("zero-shot", "At equal tokens", "Tokens", "\u2248", "\u221212.1%"):
+        assert expected in page and expected in markdown
+    assert "<h3>Against random: macro/bits_per_byte</h3>" in page
+    assert "### Against random: macro/bits\\_per\\_byte" in markdown
+    assert "| zero-shot<br>untrained, 2 seeds |" in markdown
+
+
 def test_many_domains_are_folded():
     shares = {f"d{i:02d}": [i / 105] for i in range(15)}
     folded = fold(shares, leading(shares))
@@ -183,9 +204,10 @@ def test_a_browser_shows_it_without_errors(page, tmp_path):
 
 
 @needs_browser
-def test_no_page_scrolls_sideways_on_a_phone(page, tmp_path):
+@pytest.mark.parametrize("name", ["page", "ragged"])
+def test_no_page_scrolls_sideways_on_a_phone(name, request, tmp_path):
     # A headless window is at least 500 px wide, so the phone is a frame of 390 px in a page that reports on it.
-    text = page.read_text()
+    text = request.getfixturevalue(name).read_text()
     inner = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     (tmp_path / "inner.html").write_text(
         inner + "<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth], '*')</script>"
