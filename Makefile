@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 STAMP := $(VENV)/.installed
+# Tests take one torch thread each, so that a process per core is not too many.
+WORKERS := -n logical --maxprocesses 8
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-all lint bench docs wheel clean
@@ -14,10 +16,10 @@ demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not slurm"
+	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not slurm"
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks docs

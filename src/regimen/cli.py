@@ -1,4 +1,4 @@
-"""The command line: `regimen train | prepare | check | fit | report | export | store`.
+"""The command line: `regimen train | prepare | check | score | fit | report | export | store`.
 
 Only this module and what it needs to answer `--help` is imported at the start: torch, Lightning and the rest come in
 when a command needs them.
@@ -21,6 +21,7 @@ USAGE = f"""regimen {__version__}: train language models under data methods, and
   regimen train resume=outputs/RUN         go on exactly where a run stopped
   regimen prepare [dataset=... ...]        prepare the data that `train` with the same arguments would use
   regimen check [key=value ...]            compose, build and validate; print the plan and its cost; train nothing
+  regimen score [method=... ...]           scores of every row by a selector or a signal, as Parquet; train nothing
   regimen report runs=FOLDER [open=true]   compare finished runs: report.html, report.md, report.csv
   regimen fit law=LAW mixtures=CSV losses=CSV run_dir=DIR   predict losses from mixtures, and propose a mixture
   regimen export run=FOLDER to=DIR         Hugging Face model and tokenizer, chosen ids, mixture
@@ -95,6 +96,7 @@ def _commands() -> dict[str, Callable[[list[str]], int]]:
         "train": lambda arguments: _composed("train", arguments),
         "prepare": lambda arguments: _composed("prepare", arguments),
         "check": lambda arguments: _composed("check", arguments),
+        "score": lambda arguments: _composed("score", arguments),
         "report": _report,
         "export": _export,
         "fit": _fit,

@@ -202,7 +202,7 @@ def test_a_larger_step_size_changes_the_proxy(corpus: Path, home: Path, doremi: 
         (["strategies.doremi.weights={stage: prox, gives: mixture}"], "not there"),
         (["stages.proxy.overrides=['method=uniform']"], "does not give mixture"),
         (["stages.reference.overrides=['method=uniform','dataset.seq_len=9999999']"], "in stage reference"),
-        (["+stages.proxy.count=2"], "is a set of 2 runs"),
+        (["+stages.proxy.count=2"], "a set of runs gives a list"),
     ],
 )
 def test_mistakes(corpus: Path, tmp_path: Path, overrides: list[str], words: str) -> None:

@@ -11,15 +11,20 @@ LAYOUT = (
     *("logger", "paths", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.micro_batch_size", "trainer.sweep_batch_size", "trainer.threads", "trainer.progress"),
     *("trainer.log_every", "trainer.save_every_steps", "trainer.save_every_minutes", "trainer.keep_checkpoints"),
+    "trainer.group_by_length",
 )
 """How work is laid out on devices, what is logged and how often is saved: a resume may change these."""
 
 NOT_RESULT = (
     *LAYOUT,
     *("run_dir", "resume", "sweep", "choices", "shard", "hydra", "signal", "accept_other_version", "on_bad_record"),
-    *("overrides", "only_stages"),
+    *("overrides", "only_stages", "score"),
 )
 """All settings, dotted, that cannot change a result."""
+
+
+PENDING = "(what a stage will give)"
+"""Stands for the path of a file that a stage has yet to write."""
 
 
 def is_under(key: str, names: tuple[str, ...]) -> bool:

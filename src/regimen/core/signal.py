@@ -1,10 +1,11 @@
 """Signals: numbers measured on examples or domains. Equal fields mean the same signal, so it is measured once.
 
-Letters: n rows asked for, b rows of a micro-batch, L target positions, K domains.
+Letters: n rows asked for, b rows of a micro-batch, L target positions, K domains, M rows of the target set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -12,20 +13,38 @@ import torch
 from torch import Tensor
 
 from regimen.core.index import PoolIndex
+from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
 
 
 class Meter(Protocol):
-    """What a signal may use to measure. The training side implements it; every pass is charged to the cost clock."""
+    """What a signal may use to measure. The training side implements it; every pass is charged to the cost clock.
+
+    All that runs a model is collective: every rank asks the same rows and gets the same values. The model is in
+    evaluation mode; random states and module modes are restored afterwards, and no `.grad` is touched.
+    """
 
     @property
     def index(self) -> PoolIndex:
-        """The pool that is measured."""
+        """The rows that are measured; of the target set, its domains are the subtasks."""
+        ...
+
+    @property
+    def target(self) -> Meter:
+        """A meter of the target set's rows, under the same model. Raises ConfigError where the pool has none."""
         ...
 
     def losses(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed target-token losses (n,) float64 in nats and target tokens (n,) of rows, under the current model.
+        """Summed target-token losses (n,) float64 in nats and target tokens (n,) of rows, under the model."""
+        ...
 
-        The model runs in evaluation mode; random states and module modes are restored afterwards.
+    def states(self, ids: Tensor, *, layer: int, pooling: Pooling) -> Tensor:
+        """Pooled hidden states (n, width) float32 of rows after layer `layer`: 0 the embedding, -1 the last."""
+        ...
+
+    def sketches(self, ids: Tensor, sketch: Sketch) -> Tensor:
+        """Sketches (n, d) float32 of the gradient of each row's loss. Equal sketches share their random signs.
+
+        Raises ConfigError where the model has no such parameters, adapters are untrained, or moments are missing.
         """
         ...
 
@@ -35,6 +54,38 @@ class Meter(Protocol):
 
     def texts(self, ids: Tensor) -> list[str]:
         """The text of each row, without special tokens."""
+        ...
+
+    def documents(self, ids: Tensor) -> Parts:
+        """The documents that rows hold, by their ids."""
+        ...
+
+    def examples(self, ids: Tensor) -> list[Example]:
+        """The rows with what is predicted in them: tokens, and whether each is in the loss."""
+        ...
+
+    def of(self, examples: list[Example]) -> Meter:
+        """A meter of rows that are in no pool, under the same model: ids count from 0. They have no target set."""
+        ...
+
+    def under(self, model: str) -> Meter:
+        """The same rows under another model: the folder of a finished run, or the path of one of its checkpoints.
+
+        Raises ConfigError where there is none, or it reads another tokenizer's tokens.
+        """
+        ...
+
+    def checkpoints(self, run: str) -> list[Checkpoint]:
+        """The checkpoints that a finished run has kept, oldest first, with their weights."""
+        ...
+
+    def once(self, what: Hashable, measure: Callable[[], Tensor]) -> Tensor:
+        """What `measure` gives under this model: measured once for all parts of a sweep. what: tells it from others."""
+        ...
+
+    @property
+    def language(self) -> Language:
+        """Text in and out of the model: encoding, generation, next tokens, attention."""
         ...
 
 
@@ -73,18 +124,32 @@ class Surveyor(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """A number per example. Subclasses are frozen dataclasses; their fields say what is measured.
+    """A number or vector per example. Subclasses are frozen dataclasses; their fields say what is measured.
 
     free: the training forward already yields it for the rows of the batch.
     forwards: forward passes over an example that measuring it costs; the cost estimate uses it.
+    by_row: a row's value depends on no other row that is measured with it, so that rows may be measured a part at a
+        time, and what was measured before a kill is kept.
     """
 
     free: ClassVar[bool] = False
     forwards: ClassVar[float] = 1.0
+    by_row: ClassVar[bool] = False
 
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
-        """Values (n,), or (n, d) of vectors, float64 for rows `ids` (n,). Collective: every rank asks the same ids."""
+        """Values (n,) float64 of rows `ids` (n,), or vectors (n, d) in any float type.
+
+        Collective: every rank asks the same ids.
+        """
         raise NotImplementedError(type(self).__name__)
+
+    def passes(self) -> float:
+        """Forward passes over a row that measuring it costs, where that depends on the settings."""
+        return self.forwards
+
+    def models(self) -> tuple[str | None, ...]:
+        """Folders of finished runs, or checkpoints, whose models measure it; None stands for the one in training."""
+        return (None,) if self.passes() else ()
 
 
 @dataclass(frozen=True, kw_only=True)

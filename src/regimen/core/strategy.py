@@ -5,7 +5,6 @@ Letters: n rows seen, B rows of the global batch, K domains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -14,7 +13,10 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
+from regimen.core.observation import Observation as Observation
+from regimen.core.observation import WeighedBatch as WeighedBatch
 from regimen.core.plan import Draw
+from regimen.core.ranks import shuffle_windows
 from regimen.core.signal import Signal
 
 Kind = Literal["selector", "mixer", "orderer", "weighter"]
@@ -23,47 +25,6 @@ KINDS: tuple[Kind, ...] = ("selector", "mixer", "orderer", "weighter")  # the fi
 
 class Empty(NamedTuple):
     """The state of a strategy that remembers nothing."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Observation:
-    """What a strategy sees: in `observe` the global batch of the step that ended, in `decide` the rows asked for.
-
-    step, total_steps: optimizer steps done and to be done in all.
-    index: the pool's domains and row counts.
-    ids: (n,) int64; domain: (n,) int64; tokens: (n,) int64 target tokens.
-    values: (n,) float64 per signal that the strategy watches (in observe) or needs (in decide); (K, ...) per signal of
-        domains. A weighter observes what it needed to weigh the batch, too.
-    horizon: rows that will be served until this strategy decides again, or until the end.
-    generator: seeded by (run seed, strategy name, step).
-    """
-
-    step: int
-    total_steps: int
-    index: PoolIndex
-    ids: Tensor
-    domain: Tensor
-    tokens: Tensor
-    values: Mapping[Signal, Tensor]
-    horizon: int
-    generator: torch.Generator
-
-    @property
-    def progress(self) -> float:
-        """Part of the run that is done, 0 to 1."""
-        return self.step / max(self.total_steps, 1)
-
-    def scores(self, by: Signal) -> Tensor:
-        """Values (n,) float64 of a signal to rank rows by. Raises ConfigError where one is NaN, which has no rank."""
-        values = self.values[by]
-        missing = values.isnan()
-        if bool(missing.any()):
-            raise ConfigError(
-                f"{by} is NaN for {int(missing.sum())} of {len(values)} rows, which cannot be ranked",
-                got=f"ids {self.ids[missing][:5].tolist()} ...",
-                do="use another signal, or keep only rows that have a score",
-            )
-        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +48,10 @@ class Strategy:
         """Signals wanted in `decide` for every row asked for."""
         return ()
 
+    def needs_of_target(self) -> tuple[Signal, ...]:
+        """Signals wanted in `decide` for every row of the target set."""
+        return ()
+
     def observe(self, state: Any, seen: Observation) -> Any:
         """The state after one optimizer step on the global batch `seen`."""
         return state
@@ -96,7 +61,10 @@ class Strategy:
         return True
 
     def gives(self, state: Any, index: PoolIndex) -> dict[str, Any]:
-        """What the finished run hands to runs that build on it, e.g. {"mixture": {domain: share}}. JSON values."""
+        """What the finished run hands to runs that build on it, e.g. {"mixture": {domain: share}}.
+
+        JSON values, or tensors, which are handed over as the path of a .npy file.
+        """
         return {}
 
     def notes(self, state: Any, decision: Any, seen: Observation) -> list[str]:
@@ -134,8 +102,15 @@ class Selector(Strategy):
             raise ConfigError("candidates counts rows", got=self.candidates, allowed="1 or more, or null for all")
 
     def decide(self, state: Any, seen: Observation) -> Tensor | Selection:
-        """Ids to keep, out of `seen.ids`."""
+        """Ids to keep, out of `seen.ids`, best first where there is a best."""
         raise NotImplementedError(type(self).__name__)
+
+    def row_scores(self, state: Any, seen: Observation) -> Tensor:
+        """Scores (n,) float64 of the rows `seen.ids`, higher is better, for `regimen score`; NaN where it has none."""
+        for signal in self.needs():
+            if seen.values[signal].dim() == 1:
+                return seen.values[signal].double()
+        return torch.full((len(seen.ids),), torch.nan, dtype=torch.float64)
 
     def checked(self, decision: Tensor | Selection, seen: Observation) -> Selection:
         """The decision with ids sorted; an empty, foreign or doubled id is refused."""
@@ -237,29 +212,12 @@ def wrong_scope(name: str, within: str) -> ConfigError:
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class WeighedBatch:
-    """The rows to weigh: of a micro-batch for `scope="example"`, of the whole global batch for `scope="batch"`.
-
-    index: the pool's domains. ids, domain, tokens: (n,) int64. domain_tokens: (K,) float64 target tokens of each domain
-    in the global batch. values: (n,) float64 per token signal that the weighter needs, (K, ...) per signal of domains.
-    step: optimizer steps done. generator: seeded by (run seed, strategy, step).
-    """
-
-    index: PoolIndex
-    ids: Tensor
-    domain: Tensor
-    tokens: Tensor
-    domain_tokens: Tensor
-    values: Mapping[Signal, Tensor]
-    step: int
-    total_steps: int
-    generator: torch.Generator
-
-
 @dataclass(frozen=True, kw_only=True)
 class Weighter(Strategy):
-    """Decides how much each example counts in the loss. It may need token signals and signals of domains."""
+    """Decides how much each example counts in the loss.
+
+    It may need token signals, signals of domains and, with scope `batch`, signals of rows.
+    """
 
     kind: ClassVar[Kind] = "weighter"
 
@@ -274,6 +232,10 @@ class Weighter(Strategy):
         """Weights (n,) for mean token losses (n,) float32, detached; 1 leaves an example as it is."""
         raise NotImplementedError(type(self).__name__)
 
+    def shows(self, state: Any, index: PoolIndex) -> dict[str, Any]:
+        """What its lines in the record tell beside the weights. JSON values."""
+        return {}
+
     def checked(self, decision: Tensor, losses: Tensor) -> Tensor:
         """The weights; a negative weight or one that is not finite is refused."""
         if decision.shape != losses.shape or not bool((torch.isfinite(decision) & (decision >= 0)).all()):
@@ -282,18 +244,3 @@ class Weighter(Strategy):
                 got=f"{tuple(decision.shape)} for {tuple(losses.shape)} losses, {decision[:8].tolist()} ...",
             )
         return decision.detach()
-
-
-def shuffle_windows(ids: Tensor, window: int, generator: torch.Generator) -> Tensor:
-    """Ids (n,) shuffled inside consecutive windows of `window` rows. Source: window jitter, arXiv 2605.30334."""
-    noise = torch.rand(len(ids), generator=generator, dtype=torch.float64)
-    return ids[(torch.arange(len(ids)) // window + noise).argsort()]
-
-
-def stable_rank(values: Tensor, *, ties: Tensor) -> Tensor:
-    """Ranks (n,) int64 of `values` (n,), 0 for the lowest; equal values are ranked by `ties` (n,), their ids."""
-    by_tie = ties.argsort()
-    order = by_tie[values[by_tie].argsort(stable=True)]
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    return rank

@@ -108,6 +108,10 @@ class DoremiProxy(Weighter):
         mean = state.total / state.steps if state.steps else state.alpha
         return {"mixture": dict(zip(index.domains, mean.tolist(), strict=True))}
 
+    def shows(self, state: DoremiState, index: PoolIndex) -> dict[str, Any]:
+        """The mixture that it would give if it ended now."""
+        return self.gives(state, index)
+
     def _stepped(self, state: DoremiState, batch: WeighedBatch | Observation) -> DoremiState:
         """The state after the batch."""
         columns = torch.stack([batch.values[self.excess], batch.tokens.double()])  # (2, B)

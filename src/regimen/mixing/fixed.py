@@ -66,6 +66,12 @@ def checked_weights(weights: Mapping[str, float], *, normalise: bool, owner: str
 
     Raises ConfigError for a weight that is no share, and for a sum of 0 or, unless `normalise`, off 1.
     """
+    if not isinstance(weights, Mapping):
+        raise ConfigError(
+            "the weights of a mixture go by domain name",
+            got=f"{type(weights).__name__} of {len(weights)}",
+            do=f"give {owner}.weights a mapping; a set of runs gives a list: refer to a fit of them",
+        )
     checked = {str(name): _share(name, weight) for name, weight in weights.items()}
     total = sum(checked.values())
     if total == 0 or (not normalise and abs(total - 1) > TOLERANCE):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from regimen.core.ranks import stable_rank
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, stable_rank
+from regimen.core.strategy import Observation
 
 
 def ranks(seen: Observation, by: Signal, *, descending: bool = False) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regimen.core.strategy import Observation, Orderer, stable_rank
+from regimen.core.ranks import stable_rank
+from regimen.core.strategy import Observation, Orderer
 
 
 @dataclass(frozen=True, kw_only=True)

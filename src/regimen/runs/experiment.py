@@ -72,6 +72,7 @@ class Experiment:
         if isinstance(strategy, Weighter):
             references = {signal.reference for signal in needs if isinstance(signal, TokenSignal)}
             passes = len(references) + self._weighed_ahead(strategy)  # a reference is taken to be as large as the model
+            passes += sum(s.passes() for s in needs if not isinstance(s, TokenSignal | DomainSignal))
             return (passes * self.batch_rows + self._surveyed(needs)) * steps
         assert trigger is not None, "only a weighter has no trigger"
         if not needs:
@@ -79,14 +80,14 @@ class Experiment:
         if isinstance(strategy, Mixer):
             return self._surveyed(needs) * self.decisions(placed, steps)
         if steps >= _COUNTED:  # too many to look at each
-            return sum(signal.forwards for signal in needs) * trigger.count(steps) * pool_rows
+            return sum(signal.passes() for signal in needs) * trigger.count(steps) * pool_rows
         total = 0.0
         for step in (step for step in range(steps) if trigger.fires(step, steps)):
             rows = (steps - step) * self.batch_rows
             if isinstance(strategy, Selector):
                 rows = strategy.candidates or pool_rows
             new = needs - seen.get(step, set())
-            total += sum(signal.forwards for signal in new) * min(rows, pool_rows)
+            total += sum(signal.passes() for signal in new) * min(rows, pool_rows)
             seen.setdefault(step, set()).update(needs)
         return total
 

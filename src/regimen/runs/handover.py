@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from regimen.core.errors import ConfigError
+from regimen.core.files import write_atomically
+from regimen.core.settings import PENDING
 
 Find = Callable[[str, str], Any]  # (stage, what it gives) -> the value
 
@@ -58,13 +61,35 @@ def given(folder: Path, what: str, *, stage: str) -> Any:
     return told[what]
 
 
-def rehearsed(domains: Sequence[str]) -> Find:
-    """Values of the right form for references, to try settings out before any stage has run."""
+def left(folder: Path, name: str, value: Any) -> Any:
+    """What a run's summary says of something that it gives: JSON values as they are, the path of a file of an array."""
+    if not hasattr(value, "numpy"):
+        return value
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, value.cpu().numpy())
+    path = folder / "gives" / f"{name}.npy"
+    write_atomically(path, content.getvalue())
+    return str(path.absolute())
+
+
+def rehearsed(domains: Sequence[str], sizes: Mapping[str, int] | None = None) -> Find:
+    """Values of the right form for references, to try settings out before any stage has run.
+
+    sizes: runs by stage; a set gives a list.
+    """
     share = {name: 1 / len(domains) for name in domains}
     stand_ins: dict[str, Any] = {
         "mixture": share,
         "losses": dict.fromkeys(domains, 1.0),
         "graph": dict.fromkeys(domains, share),
         "model": "",
+        **dict.fromkeys(("scores", "embeddings", "embedded"), PENDING),
     }
-    return lambda stage, what: stand_ins.get(what, {})
+
+    def find(stage: str, what: str) -> Any:
+        value, size = stand_ins.get(what, {}), (sizes or {}).get(stage, 1)
+        return [value] * size if size > 1 else value
+
+    return find

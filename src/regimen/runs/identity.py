@@ -6,6 +6,7 @@ that a run resumed on other hardware finds its folder.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -36,10 +37,25 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def score_hash(config: Mapping[str, Any]) -> str:
+    """Ten hex digits of what can change the scores of `regimen score`."""
+    return hashlib.sha256(f"{config_hash(config)} {json.dumps(config['score'], default=str)}".encode()).hexdigest()[:10]
+
+
 def _leave_out_what_is_off(config: dict[str, Any]) -> None:
     """Settings that came later and do nothing: a run from before there were such settings keeps its hash."""
     if config.get("objective", {}).get("kind") == "causal_lm":
         del config["objective"]["kind"]
+    if not config.get("trainer", {}).get("save_at", True):
+        del config["trainer"]["save_at"]
+    dataset = config.get("dataset", {})
+    if dataset.get("format", "text") == "text" and not any(
+        dataset.get("target", {}).get(key) for key in ("path", "from")
+    ):
+        dataset.pop("target", None)
+    for strategy in config.get("strategies", {}).values():
+        if isinstance(strategy, dict) and strategy.get("token_ratio", 0) is None:
+            del strategy["token_ratio"]
     model = config.get("model", {})
     if "lora" in model and not (model["lora"] or {}).get("rank"):
         del model["lora"]
@@ -60,6 +76,16 @@ def by_content(tree: Any) -> Any:
             state = os.stat(path)
             return f"file {_digest(path, state.st_size, state.st_mtime_ns)}"
     return tree
+
+
+def signal_identity(signal: Any) -> Any:
+    """What a signal measures, as plain data: classes and settings, with finished runs and files by their content."""
+    if dataclasses.is_dataclass(signal) and not isinstance(signal, type):
+        told = {field.name: signal_identity(getattr(signal, field.name)) for field in dataclasses.fields(signal)}
+        return {"class": type(signal).__qualname__, **told}
+    if isinstance(signal, list | tuple):
+        return [signal_identity(value) for value in signal]
+    return by_content(signal)
 
 
 @functools.lru_cache(maxsize=64)

@@ -82,6 +82,10 @@ def run(command: str, config: DictConfig) -> None:
                 train(settings, folder, sweep=sweep)
             except SystemExit:  # how Lightning ends a training that Ctrl-C stopped
                 raise KeyboardInterrupt from None
+        elif command == "score":
+            from regimen.runs.score import score
+
+            score(settings)
         elif command == "prepare":
             from regimen.runs.check import prepare
 

@@ -5,7 +5,6 @@ Letters: K domains.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import torch
@@ -15,7 +14,7 @@ from regimen import __version__
 from regimen.core.files import write_json
 from regimen.core.signal import DomainSignal
 from regimen.data.pool import Pool
-from regimen.runs.identity import by_content
+from regimen.runs.identity import signal_identity
 from regimen.runs.store import VALUES, Store, digest
 
 
@@ -50,5 +49,5 @@ class Measurements:
 
     def _key(self, signal: DomainSignal) -> tuple[str, str]:
         name = type(signal).__name__.lower()
-        fields = json.dumps(by_content(dataclasses.asdict(signal)), sort_keys=True, default=str)
+        fields = json.dumps(signal_identity(signal), sort_keys=True, default=str)
         return name, digest(name, fields, self.pool.fingerprint, __version__)

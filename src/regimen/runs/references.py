@@ -1,4 +1,4 @@
-"""Models of finished runs that another run compares with or starts from."""
+"""Models of finished runs that another run compares with or measures under."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from regimen.core.errors import ConfigError
+from regimen.core.files import read_json_lines
+from regimen.core.measuring import Checkpoint
 from regimen.core.signal import TokenSignal
 from regimen.core.strategy import Strategy
 from regimen.data.pool import Pool
 from regimen.runs.models import make_model
-from regimen.training.callbacks.checkpoint import checkpoints
+from regimen.runs.optimizers import make_optimizer
+from regimen.training.callbacks.checkpoint import checkpoints, step_of
+from regimen.training.callbacks.saving import milestones
+from regimen.training.meter import Loaded
+from regimen.training.module import LanguageModule
+from regimen.training.sketching import Moments
 
 _MODEL = "model."  # the name of the model inside the Lightning module
 
@@ -26,8 +34,17 @@ def reference_folders(strategies: list[Strategy]) -> list[str]:
     return sorted({str(s.reference) for s in signals if isinstance(s, TokenSignal)})
 
 
-def load_model(folder: Path, pool: Pool) -> nn.Module:
-    """The model of a finished run, on the CPU. Raises ConfigError where it cannot read rows of `pool`."""
+def load_model(path: Path, pool: Pool) -> nn.Module:
+    """The model of a finished run, given by its folder or one of its checkpoints, on the CPU.
+
+    Raises ConfigError where it cannot read rows of `pool`.
+    """
+    return _load(path, pool)[0]
+
+
+def _load(path: Path, pool: Pool) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """The model, the checkpoint and the settings of its run."""
+    folder = path if path.is_dir() and (path / "config.yaml").is_file() else path.parents[1]
     settings, summary = read_run(folder)
     if summary["fingerprints"]["tokenizer"] != pool.tokenizer_fingerprint:
         raise ConfigError(
@@ -36,10 +53,11 @@ def load_model(folder: Path, pool: Pool) -> nn.Module:
             allowed=f"that of the pool {pool.name}: {pool.tokenizer_fingerprint}",
             do="train the reference on the same dataset.tokenizer",
         )
-    saved: dict[str, Any] = torch.load(checkpoints(folder)[-1], map_location="cpu", weights_only=True)
+    file = checkpoints(folder)[-1] if path == folder else path
+    saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     model = make_model({**settings["model"], "compile": False}, pool)
     model.load_state_dict(model_weights(saved["state_dict"]))
-    return model
+    return model, saved, settings
 
 
 def model_weights(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,3 +82,74 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}, told
+
+
+class RunModels:
+    """The models that rows can be measured under. Implements `training.meter.Models`.
+
+    trainer, module: of the run in training. Loaded models are kept up to `room` bytes.
+    """
+
+    def __init__(self, pool: Pool, trainer: pl.Trainer, module: LanguageModule, *, room: float = 4e9) -> None:
+        self.pool, self.trainer, self.module, self.room = pool, trainer, module, room
+        self._loaded: dict[str, Loaded] = {}
+
+    def load(self, path: str | None) -> Loaded:
+        """The model of a run's folder or of a checkpoint, on the device of the training; null: the one in training."""
+        if path is None:
+            return Loaded(self.module, lambda: moments(self.module.model, self.trainer.optimizers[0]))
+        if path not in self._loaded:
+            with torch.random.fork_rng(devices=[]):  # making a model draws its first weights
+                model, saved, settings = _load(Path(path).expanduser(), self.pool)
+                make = make_optimizer(settings["optimizer"], max(int(saved["global_step"]), 1))
+            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            while self._loaded and size * (len(self._loaded) + 1) > self.room:
+                del self._loaded[next(iter(self._loaded))]
+            module = LanguageModule(model, self.module.objective, make)
+
+            def of_saved() -> Moments | None:
+                optimizer, _ = make(model)
+                optimizer.load_state_dict(saved["optimizer_states"][0])
+                return moments(model, optimizer)
+
+            self._loaded[path] = Loaded(module, of_saved)
+        loaded = self._loaded[path]
+        loaded.module.to(self.module.device)
+        return loaded
+
+    def checkpoints(self, run: str) -> list[Checkpoint]:
+        """The checkpoints at the run's `trainer.save_at`, or its last one; weights are mean learning rates."""
+        folder = Path(run).expanduser()
+        settings, told = read_run(folder)
+        at = settings["trainer"].get("save_at")
+        wanted = milestones(at, told["steps"]) if at else {told["steps"]}
+        found = [path for path in checkpoints(folder) if step_of(path) in wanted]
+        if len(found) < len(wanted):
+            raise ConfigError(
+                "a run has lost checkpoints that its trainer.save_at asked for",
+                got=f"{folder}: steps {[step_of(path) for path in found]}",
+                allowed=f"steps {sorted(wanted)}",
+                do="remove its folder and train it again",
+            )
+        rates = {row["step"]: row["lr"] for row in read_json_lines(folder / "metrics.jsonl") if row["split"] == "train"}
+        weights, before = [], 0
+        for path in found:
+            period = [rate for step, rate in rates.items() if before < step <= step_of(path)]
+            weights.append(sum(period) / len(period))
+            before = step_of(path)
+        total = sum(weights)
+        return [Checkpoint(str(path), weight / total) for path, weight in zip(found, weights, strict=True)]
+
+
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments | None:
+    """Adam's moments by parameter name; None for an optimizer without, or that has not made a step."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    first, second = {}, {}
+    for parameter, state in optimizer.state.items():
+        if "exp_avg" in state and id(parameter) in names:
+            first[names[id(parameter)]] = state["exp_avg"]
+            second[names[id(parameter)]] = state["exp_avg_sq"]
+    if not first:
+        return None
+    group = optimizer.param_groups[0]
+    return Moments(first, second, tuple(group["betas"]), group["eps"])

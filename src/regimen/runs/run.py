@@ -19,9 +19,11 @@ from regimen.data.pool import Pool
 from regimen.runs import summary
 from regimen.runs.attempt import Attempt
 from regimen.runs.experiment import make_experiment
+from regimen.runs.handover import left
 from regimen.runs.measurements import Measurements
 from regimen.runs.optimizers import make_optimizer
-from regimen.runs.references import load_model, reference_folders
+from regimen.runs.references import RunModels, load_model, reference_folders
+from regimen.runs.row_measurements import ModelIdentity, RowMeasurements
 from regimen.runs.staging import Done, resolved, stage_costs
 from regimen.runs.store import Store
 from regimen.runs.trackers import make_trackers
@@ -41,6 +43,7 @@ from regimen.training.callbacks.weighting import WeightingCallback
 from regimen.training.context import RunContext
 from regimen.training.cost import CostClock
 from regimen.training.loader import PlannedLoader
+from regimen.training.meter import RowMeter
 from regimen.training.module import LanguageModule, Objective
 from regimen.training.reference import Reference
 from regimen.training.survey import DomainSurveyor
@@ -80,6 +83,7 @@ class Run:
             accumulation=accumulation,
             document_mask=settings["dataset"]["document_mask"],
             plans=folder / "plans",
+            group_by_length=trainer_settings["group_by_length"],
         )
         record = JsonLines(folder / "record.jsonl")
         clock = CostClock()
@@ -118,6 +122,7 @@ class Run:
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
+                inference_mode=False,  # `regimen score` differentiates
                 num_sanity_val_steps=0,
                 log_every_n_steps=10**9,
             )
@@ -147,6 +152,7 @@ class Run:
         shared: dict[str, Any] = {
             "clock": self.context.clock,
             "batch_size": settings["trainer"]["sweep_batch_size"],
+            "gradient_rows": self.experiment.batch_rows // (self.trainer.world_size * self.context.loader.accumulation),
             "token_bytes": pool.token_bytes,
             "tokenizer": pool.tokenizer_path,
             "document_mask": settings["dataset"]["document_mask"],
@@ -156,7 +162,18 @@ class Run:
         surveyor = DomainSurveyor(pool, training=measuring, validation=validation)
         store = Store(Path(settings["paths"]["store"]))
         kept = Measurements(store, pool, asked_by=self.folder.name, write=self.rank == 0)
-        self.context.board = SignalBoard(measuring, surveyor, seed=settings["seed"], kept=kept)
+        self.rows = RowMeasurements(
+            store,
+            pool,
+            folder=self.folder,
+            trainer=self.trainer,
+            clock=self.context.clock,
+            identity=ModelIdentity(settings, self.module.model),
+            say=settings["trainer"]["progress"] != "none",
+        )
+        meter = RowMeter(measuring, pool, RunModels(pool, self.trainer, self.module), table=pool.train)
+        self.context.target = None if pool.target is None else pool.target.index
+        self.context.board = SignalBoard(meter, surveyor, seed=settings["seed"], kept=kept, rows=self.rows)
         self.evaluate.sweeper = Sweeper(self.trainer, self.module, pool.validation, purpose="evaluation", **shared)
 
     def _compare_with(self, pool: Pool) -> None:
@@ -185,6 +202,7 @@ class Run:
             every_steps=wanted["save_every_steps"],
             every_minutes=wanted["save_every_minutes"],
             keep=wanted["keep_checkpoints"],
+            at=wanted["save_at"],
         )
         return [
             GatherSteps(context),
@@ -218,6 +236,7 @@ class Run:
         finally:
             if outcome is not None:
                 self._close(*outcome)
+        self.rows.end()
         if self.rank == 0:
             self.summary |= summary.ending(self.context, self.evaluate.latest, peak_memory_mb=peak_memory_mb())
             self.summary["gives"] = self._gives()
@@ -229,7 +248,8 @@ class Run:
         carried = [c for c in self.trainer.callbacks if isinstance(c, StrategyCallback)]  # type: ignore[attr-defined]
         given: dict[str, Any] = {}
         for callback in carried:
-            given |= callback.gives()
+            for name, value in callback.gives().items():
+                given[name] = left(self.folder, name, value)
         return given
 
     def _open_folder(self) -> None:

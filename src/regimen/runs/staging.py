@@ -197,18 +197,15 @@ def fit(name: str, spec: Mapping[str, Any], runs: list[Path], folder: Path) -> N
 
 
 def find_in(latest: Mapping[str, list[Done]]) -> Callable[[str, str], Any]:
-    """From (stage, what) to what the last finished run of a stage gives."""
+    """From (stage, what) to what the last finished run of a stage gives; of a set, a list of what each member gives."""
 
     def find(stage: str, what: str) -> Any:
         if stage not in latest:
             raise ConfigError(
                 "a reference to a stage that has not run", got=stage, allowed=", ".join(latest) or "no stage before it"
             )
-        if len(latest[stage]) > 1:
-            raise ConfigError(
-                f"stage {stage} is a set of {len(latest[stage])} runs", do="refer to a fit of its runs, not to the set"
-            )
-        return given(Path(latest[stage][0].folder), what, stage=stage)
+        values = [given(Path(done.folder), what, stage=stage) for done in latest[stage]]
+        return values if len(values) > 1 else values[0]
 
     return find
 
@@ -264,7 +261,7 @@ def rehearse(settings: Mapping[str, Any], pool: Pool) -> None:
     for stage, _ in references(settings["strategies"]):
         if stage not in names:
             raise ConfigError("a strategy refers to a stage that is not there", got=stage, allowed=", ".join(names))
-    stand_in = rehearsed(pool.domains)
+    stand_in = rehearsed(pool.domains, {name: _size(settings, name, pool) for name in names})
     for name in stages.needed(settings):
         spec = settings["stages"][name]
         if "fit" in spec:
@@ -277,3 +274,10 @@ def rehearse(settings: Mapping[str, Any], pool: Pool) -> None:
             make_strategies(resolve(composed["strategies"], stand_in))
     for placed in make_strategies(resolve(settings["strategies"], stand_in)):
         placed.strategy.init(pool.train.index)
+
+
+def _size(settings: Mapping[str, Any], name: str, pool: Pool) -> int:
+    """Runs of a stage in the first round; a fit is one."""
+    if "fit" in settings["stages"][name]:
+        return 1
+    return len(stages.members(settings, name, round_number=1, domains=len(pool.domains)))

@@ -36,7 +36,7 @@ def train(settings: Mapping[str, Any], folder: Path, *, sweep: str | None = None
         _join(settings, folder, sweep)
     else:
         with held(folder):
-            _lead(settings, folder, sweep)
+            lead(settings, folder, sweep)
     return folder
 
 
@@ -47,7 +47,7 @@ def _token() -> str:
     return launch_token(_jobs - 1)
 
 
-def _lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
+def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
     """Rank 0: prepare the data, decide what this attempt does, and do it."""
     token = _token()
     try:
@@ -63,14 +63,14 @@ def _lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -
             return
         done: list[Done] = []
         if settings["stages"]:
-            done = Staging(settings, folder, token, pool, _lead).run()
+            done = Staging(settings, folder, token, pool, lead).run()
             if settings["only_stages"]:
                 _say_staged(done)
-                _remove_if_empty(folder)
+                remove_if_empty(folder)
                 return
     except BaseException:
         refuse(folder, token)
-        _remove_if_empty(folder)
+        remove_if_empty(folder)
         raise
     _attempt(settings, folder, attempt, pool, sweep, done)
     store = Store(Path(settings["paths"]["store"]))
@@ -96,7 +96,7 @@ def _say_staged(done: list[Done]) -> None:
     print(f"stages: {trained} done now, {len(done) - trained} found; the store holds all {len(done)}", file=sys.stderr)
 
 
-def _remove_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
     """Take back the folder of a run that was refused before it began."""
     if {p.name for p in folder.iterdir()} <= {".lock", "attempt.json", PLAN}:
         for p in folder.iterdir():
@@ -112,7 +112,7 @@ def _attempt(
         run = Run(settings, folder, attempt, pool, sweep, rank, done)
     except RegimenError:
         if rank == 0 and attempt.action == "begin":
-            _remove_if_empty(folder)
+            remove_if_empty(folder)
         raise
     run.fit()
     del run

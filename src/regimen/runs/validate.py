@@ -73,6 +73,11 @@ GROUPS: Mapping[str, Mapping[str, Rule]] = {
         "save_every_steps": _or_null(_whole(1), "never"),
         "save_every_minutes": _or_null(_POSITIVE, "never"),
         "keep_checkpoints": _or_null(_whole(1), "all"),
+        "save_at": Rule(
+            "a list of fractions of the run, e.g. [0.5, 1]",
+            lambda v: isinstance(v, list) and all(_POSITIVE.holds(f) and f <= 1 for f in v),
+        ),
+        "group_by_length": _SWITCH,
         "progress": _one_of("auto", "bar", "lines", "none"),
         "log_every": _whole(1),
     },

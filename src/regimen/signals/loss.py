@@ -20,6 +20,7 @@ class Loss(Signal):
     """
 
     free: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
         total, count = meter.losses(ids)

@@ -109,7 +109,8 @@ class NgramLogRatio(Signal):
 
     The raw distribution is that of all rows measured at once, so that a row's value depends on the rows it is measured
     with. The buckets of these rows are held in memory, 4 bytes per n-gram.
-    target: domains of the pool whose text is wanted. A row's own domain does not matter, only its text.
+    target: domains of the pool whose text is wanted; null takes the dataset's target set. A row's own domain does not
+        matter, only its text.
     buckets, n: hash buckets, words of the longest n-gram.
     laplace: add 1 to each bucket instead of a floor of 1e-8 on each probability, which a target of fewer than about ten
         n-grams per bucket should not have: what it never says would outweigh what it does.
@@ -118,7 +119,7 @@ class NgramLogRatio(Signal):
     """
 
     forwards: ClassVar[float] = 0.0
-    target: Sequence[str]
+    target: Sequence[str] | None = None
     buckets: int = 10_000
     n: int = 2
     laplace: bool = False
@@ -126,7 +127,8 @@ class NgramLogRatio(Signal):
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "target", domain_names("target", self.target))
+        if self.target is not None:
+            object.__setattr__(self, "target", domain_names("target", self.target))
         check_ngrams(self.n, self.max_rows)
         if not 1 <= self.buckets < 2**31:
             raise ConfigError("buckets counts hash buckets", got=self.buckets, allowed="1 to 2^31 - 1")
@@ -134,7 +136,8 @@ class NgramLogRatio(Signal):
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
         table = WordHashes()
         wanted = np.zeros(self.buckets, np.int64)  # (B,)
-        for text in texts_of(meter, rows_of(meter.index, self.target, self.max_rows)):
+        source = meter if self.target is not None else meter.target
+        for text in texts_of(source, rows_of(source.index, self.target, self.max_rows)):
             wanted += np.bincount(self._buckets(table, text), minlength=self.buckets)
         rows = [self._buckets(table, text) for text in texts_of(meter, ids)]
         raw = sum((np.bincount(row, minlength=self.buckets) for row in rows), np.zeros(self.buckets, np.int64))  # (B,)

@@ -24,6 +24,7 @@ class Step:
     """The global batch of the optimizer step that just ended, the same on every rank.
 
     ids, domain, tokens: (B,) int64; sums: (B,) float64 summed losses in nats; weights: (B,) float64.
+    lr: learning rate of the step, times the factor by which its gradient was clipped.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Step:
     tokens: Tensor
     sums: Tensor
     weights: Tensor
+    lr: float = 0.0
 
     @property
     def losses(self) -> Tensor:
@@ -46,6 +48,7 @@ class RunContext:
     step: filled by `GatherSteps` at every step boundary, None inside an accumulation window.
     board: made when training starts, since measuring needs the trainer.
     references: finished models that weighters compare with, by the folder of their run.
+    target: the target set, whose domains are the subtasks. lr: learning rate of the next step.
     """
 
     folder: Path
@@ -58,6 +61,8 @@ class RunContext:
     step: Step | None = None
     warnings: list[str] = field(default_factory=list)
     references: dict[str, Reference] = field(default_factory=dict)
+    target: PoolIndex | None = None
+    lr: float = 0.0
 
     @property
     def index(self) -> PoolIndex:

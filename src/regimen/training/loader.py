@@ -18,6 +18,7 @@ from regimen.core.plan import Plan
 from regimen.core.stream import Stream
 from regimen.data.pool import RowTable
 from regimen.training.cross_entropy import IGNORE
+from regimen.training.examples import ExampleRows
 from regimen.training.tensors import externalise, internalise
 
 
@@ -43,7 +44,7 @@ class Batch(NamedTuple):
     global_tokens: int
 
 
-def collate(table: RowTable, ids: Tensor, *, document_mask: bool) -> dict[str, Any]:
+def collate(table: RowTable | ExampleRows, ids: Tensor, *, document_mask: bool) -> dict[str, Any]:
     """The tensors of rows `ids` (b,): inputs, targets and positions (b, L), and ids, domain, tokens, lengths (b,).
 
     Rows are padded on the right, so that under causal attention no token of a row sees the padding.
@@ -74,6 +75,7 @@ class PlannedLoader:
     """Serves rank `rank` of `world` its contiguous slice of each global batch, cut into `accumulation` micro-batches.
 
     plans: folder where a checkpoint leaves the large tensors of the plan, under their digests.
+    group_by_length: rows of alike lengths share a micro-batch; which rows a global batch holds stays the plan's.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class PlannedLoader:
         accumulation: int = 1,
         document_mask: bool = False,
         plans: Path,
+        group_by_length: bool = False,
     ) -> None:
         if stream.batch_size % (world * accumulation):
             raise ConfigError(
@@ -95,7 +98,7 @@ class PlannedLoader:
             )
         self.table, self.stream = table, stream
         self.rank, self.world, self.accumulation = rank, world, accumulation
-        self.document_mask, self.plans = document_mask, plans
+        self.document_mask, self.plans, self.group_by_length = document_mask, plans, group_by_length
         self.global_ids = torch.empty(0, dtype=torch.int64)  # (B,) of the step being trained
         self._micro = 0
 
@@ -106,10 +109,17 @@ class PlannedLoader:
     def __iter__(self) -> Iterator[Batch]:
         while self.stream.step < self.stream.total_steps or self._micro:
             if self._micro == 0:
-                self.global_ids = self.stream.next()
+                self.global_ids = self._grouped(self.stream.next())
             micro = self._micro
             self._micro = (micro + 1) % self.accumulation
             yield self.micro_batch(micro)
+
+    def _grouped(self, ids: Tensor) -> Tensor:
+        """Ids (B,) so that each micro-batch, over all ranks, holds the next longer ones."""
+        if not self.group_by_length:
+            return ids
+        by_length = ids[self.table.index.inputs_of(ids).argsort(stable=True)]
+        return by_length.view(self.accumulation, self.world, -1).transpose(0, 1).reshape(-1)
 
     def micro_batch(self, micro: int) -> Batch:
         """One micro-batch of this rank in the step being trained."""

@@ -95,6 +95,10 @@ class LanguageModule(pl.LightningModule):
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches / self.objective.normalizer(batch)
         return {"loss": terms * scale, "sums": sums.detach(), "weights": weights.detach()}
 
+    def predict_step(self, batch: Any) -> Any:
+        """The batch itself: `regimen score` measures when a prediction starts, with the model in its place."""
+        return batch
+
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer, scheduler = self.make_optimizer(self.model)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

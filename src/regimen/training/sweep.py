@@ -5,7 +5,8 @@ Letters: n rows asked for, W ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from regimen.core.index import PoolIndex
 from regimen.data.pool import RowTable
 from regimen.training.context import gathered
 from regimen.training.cost import CostClock, rows_flops
+from regimen.training.examples import ExampleRows
 from regimen.training.loader import Batch, collate
 from regimen.training.module import LanguageModule
 
@@ -48,26 +50,34 @@ def undisturbed(module: nn.Module, *, gradients: bool = False) -> Iterator[None]
 class Sweeper:
     """Forward passes over rows of a table, spread over the ranks, charged to `purpose` on the clock.
 
-    batch_size: rows per forward pass on one rank. token_bytes: (V,) UTF-8 bytes that each token stands for.
-    tokenizer: folder of the tokenizer that the rows were made with.
+    batch_size: rows per forward pass on one rank. gradient_rows: rows at most whose activations are held at once.
+    token_bytes: (V,) UTF-8 bytes that each token stands for. tokenizer: folder of the one that made the rows.
     """
 
     def __init__(
         self,
         trainer: pl.Trainer,
         module: LanguageModule,
-        table: RowTable,
+        table: RowTable | ExampleRows,
         *,
         clock: CostClock,
         purpose: str,
         batch_size: int,
+        gradient_rows: int,
         token_bytes: Tensor,
         tokenizer: Path,
         document_mask: bool,
     ) -> None:
         self.trainer, self.module, self.table, self.tokenizer = trainer, module, table, tokenizer
         self.clock, self.purpose = clock, purpose
-        self.batch_size, self.token_bytes, self.document_mask = batch_size, token_bytes, document_mask
+        self.batch_size, self.gradient_rows = batch_size, gradient_rows
+        self.token_bytes, self.document_mask = token_bytes, document_mask
+
+    def on(self, module: LanguageModule, table: RowTable | ExampleRows) -> Sweeper:
+        """A sweeper of other rows under another model."""
+        other = copy.copy(self)
+        other.module, other.table = module, table
+        return other
 
     @property
     def index(self) -> PoolIndex:
@@ -96,25 +106,47 @@ class Sweeper:
 
     def measure(self, ids: Tensor) -> Measured:
         """Measure rows `ids` (n,). Collective: all ranks call it with the same ids, and forward equally often."""
+        return Measured(*self.spread(ids, self._forward, passes=1.0).double().unbind(1))
+
+    def spread(
+        self,
+        ids: Tensor,
+        of: Callable[[Tensor], Tensor],
+        *,
+        passes: float,
+        gradients: bool = False,
+        rows: int | None = None,
+    ) -> Tensor:
+        """Values (n, d) on the CPU for rows `ids` (n,), measured a part at a time over the ranks and charged.
+
+        of: from ids (b,) to values (b, d). passes: forward passes over a row that they cost. rows: of a part, at most;
+        null for `batch_size`. Collective: every rank makes the same number of parts, padded with the last row.
+        """
         world, rank = self.trainer.world_size, self.trainer.global_rank
         by_length = self.index.inputs_of(ids).argsort(stable=True)  # rows of one length together: little padding
         per_rank = -(-len(ids) // world)
         padded = by_length[torch.arange(per_rank * world).clamp(max=len(ids) - 1)]
-        with self.clock.timed(self.purpose), undisturbed(self.module):
-            mine = [self._forward(ids[part]) for part in padded.view(world, -1)[rank].split(self.batch_size)]
-            everyone = gathered(self.trainer, torch.cat(mine))  # (per_rank, 4) -> (W * per_rank, 4)
+        size = min(self.batch_size, rows or self.batch_size)
+        with self.clock.timed(self.purpose), undisturbed(self.module, gradients=gradients):
+            mine = [of(ids[part]).cpu() for part in padded.view(world, -1)[rank].split(size)]
+            everyone = gathered(self.trainer, torch.cat(mine))  # (per_rank, d) -> (W * per_rank, d)
         tokens = float(self.index.tokens_of(ids).sum())
-        flops = rows_flops(self.module.forward_flops, self.index.inputs_of(ids))
+        flops = rows_flops(self.module.forward_flops, self.index.inputs_of(ids)) * passes
         self.clock.add(self.purpose, tokens=tokens, flops=flops)
-        out = torch.empty(len(ids), 4, dtype=torch.float64)
+        out = torch.empty(len(ids), *everyone.shape[1:], dtype=everyone.dtype)
         out[padded] = everyone
-        return Measured(*out.unbind(1))
+        return out
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Rows `ids` (n,) on the device of the model."""
+        rows = collate(self.table, ids, document_mask=self.document_mask)
+        batch = Batch(**rows, step=-1, micro=0, global_rows=len(ids), global_tokens=0)
+        moved: Batch = self.trainer.strategy.batch_to_device(batch, self.module.device)
+        return moved
 
     def token_losses(self, ids: Tensor) -> tuple[Tensor, Batch]:
         """Token losses (n, L) float32 of rows `ids` (n,), in one forward pass on this rank; and the rows."""
-        rows = collate(self.table, ids, document_mask=self.document_mask)
-        batch = Batch(**rows, step=-1, micro=0, global_rows=len(ids), global_tokens=0)
-        batch = self.trainer.strategy.batch_to_device(batch, self.module.device)
+        batch = self.batch(ids)
         with self.trainer.precision_plugin.forward_context():
             return self.module.token_losses(batch), batch
 
@@ -124,4 +156,4 @@ class Sweeper:
         losses = token_losses.double()  # (n, L)
         text = self.token_bytes.to(losses.device)[batch.targets.clamp(min=0)] * (batch.targets >= 0)
         columns = losses.sum(1), batch.tokens.double(), (losses * (text > 0)).sum(1), text.sum(1).double()
-        return torch.stack(columns, 1).cpu()
+        return torch.stack(columns, 1)

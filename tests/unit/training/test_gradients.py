@@ -79,6 +79,7 @@ def gradients_of(model: PreTrainedModel, *, batch_size: int = 3, precision: str 
     module = LanguageModule(model, Objective(), lambda _: (None, None))
     sweeper = Sweeper(
         trainer, module, RaggedTable(), clock=CostClock(), purpose="measuring", batch_size=batch_size,
+        gradient_rows=batch_size,
         token_bytes=torch.ones(VOCABULARY), tokenizer=Path("unused"), document_mask=False,
     )  # fmt: skip
     return DomainGradients(sweeper)

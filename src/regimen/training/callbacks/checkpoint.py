@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from regimen.core.errors import ConfigError, RunError
+from regimen.training.callbacks.saving import milestones
 from regimen.training.context import RunContext, gathered
 
 _NAME = re.compile(r"step-(\d+)\.ckpt$")
@@ -39,11 +41,18 @@ def step_of(path: Path) -> int:
 class SaveCheckpoints(Checkpoint):
     """Saves every `every_steps` steps, every `every_minutes` minutes, and at the end; keeps the last `keep`.
 
+    at: fractions of the run where it saves too, and what is saved there is kept.
     Lightning puts it last, so it sees the state that all other callbacks left for this step.
     """
 
     def __init__(
-        self, context: RunContext, *, every_steps: int | None, every_minutes: float | None, keep: int | None
+        self,
+        context: RunContext,
+        *,
+        every_steps: int | None,
+        every_minutes: float | None,
+        keep: int | None,
+        at: Sequence[float] = (),
     ) -> None:
         for name, value in (("save_every_steps", every_steps), ("save_every_minutes", every_minutes)):
             if value is not None and value <= 0:
@@ -51,6 +60,7 @@ class SaveCheckpoints(Checkpoint):
         if keep is not None and keep < 1:
             raise ConfigError("trainer.keep_checkpoints must be positive", got=keep, allowed=">= 1, or null for all")
         self.context, self.every_steps, self.every_minutes, self.keep = context, every_steps, every_minutes, keep
+        self.kept = milestones(at, context.total_steps)
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -67,7 +77,7 @@ class SaveCheckpoints(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _due(self, trainer: pl.Trainer, step: int) -> bool:
-        if step == self.context.total_steps or (self.every_steps and step % self.every_steps == 0):
+        if step == self.context.total_steps or step in self.kept or (self.every_steps and step % self.every_steps == 0):
             return True
         if not self.every_minutes:
             return False
@@ -97,7 +107,8 @@ class SaveCheckpoints(Checkpoint):
             _remove(final)
             temporary.replace(final)
             for old in checkpoints(self.context.folder)[: -self.keep] if self.keep else []:
-                _remove(old)
+                if step_of(old) not in self.kept:
+                    _remove(old)
         trainer.strategy.barrier()
 
 

@@ -21,6 +21,9 @@ class GatherSteps(pl.Callback):
         self.context = context
         self._window: list[Tensor] = []
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.context.lr = _learning_rate(trainer)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
@@ -34,7 +37,9 @@ class GatherSteps(pl.Callback):
         ids = context.loader.global_ids
         index = context.index
         domain, tokens = index.domain_of(ids), index.tokens_of(ids)
-        context.step = Step(trainer.global_step, ids, domain, tokens, sums=values[:, 0], weights=values[:, 1])
+        lr = context.lr * _clipped(trainer, pl_module)
+        context.step = Step(trainer.global_step, ids, domain, tokens, sums=values[:, 0], weights=values[:, 1], lr=lr)
+        context.lr = _learning_rate(trainer)  # Lightning has stepped the schedule by now
         self._charge(pl_module, float(tokens.sum()), index.inputs_of(ids))
         refuse_nan(index, trainer.global_step, ids, values[:, 0])
         context.drain_stream_warnings(trainer, trainer.global_step)
@@ -43,3 +48,14 @@ class GatherSteps(pl.Callback):
         assert isinstance(module, LanguageModule)
         flops = rows_flops(module.forward_flops, lengths) * (1 + BACKWARD)
         self.context.clock.add("training", tokens=tokens, flops=flops)
+
+
+def _clipped(trainer: pl.Trainer, module: pl.LightningModule) -> float:
+    """The factor by which the gradient of the step was made shorter."""
+    assert isinstance(module, LanguageModule)
+    limit, norm = trainer.gradient_clip_val, module.gradient_norm
+    return 1.0 if limit is None or norm is None else min(float(limit) / (float(norm) + 1e-6), 1.0)
+
+
+def _learning_rate(trainer: pl.Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"])

@@ -101,7 +101,16 @@ class StrategyCallback(pl.Callback, Generic[S]):
         until = self.trigger.following(step, self.context.total_steps)
         return (until - step) * self.context.loader.stream.batch_size
 
-    def _observation(self, step: int, ids: Tensor, values: dict[Any, Tensor], *, horizon: int) -> Observation:
+    def _observation(
+        self,
+        step: int,
+        ids: Tensor,
+        values: dict[Any, Tensor],
+        *,
+        horizon: int,
+        target_values: dict[Any, Tensor] | None = None,
+        lr: float | None = None,
+    ) -> Observation:
         index = self.context.index
         return Observation(
             step=step,
@@ -113,6 +122,9 @@ class StrategyCallback(pl.Callback, Generic[S]):
             values=values,
             horizon=horizon,
             generator=generator(self.context.seed, self.name, step),
+            target=self.context.target,
+            target_values=target_values or {},
+            lr=self.context.lr if lr is None else lr,
         )
 
     def _watched(self, step: Step) -> Observation:
@@ -120,13 +132,15 @@ class StrategyCallback(pl.Callback, Generic[S]):
         for signal in self.strategy.watches():
             assert signal.free, f"{self.name} watches {signal}, which does not fall out of training"
             values[signal] = signal.measure(_StepMeter(self.context, step), step.ids)
-        return self._observation(step.number, step.ids, values, horizon=0)
+        return self._observation(step.number, step.ids, values, horizon=0, lr=step.lr)
 
-    def _needed(self, step: int, ids: Tensor) -> Observation:
+    def seen(self, step: int, ids: Tensor) -> Observation:
+        """Rows `ids` (n,) with all that the strategy needs of them and of the target set. Collective."""
         board = self.context.board
         assert board is not None
         values = {signal: board.values(signal, ids, step=step) for signal in self.strategy.needs()}
-        return self._observation(step, ids, values, horizon=self._horizon(step))
+        wanted = {signal: board.target_values(signal, step=step) for signal in self.strategy.needs_of_target()}
+        return self._observation(step, ids, values, horizon=self._horizon(step), target_values=wanted)
 
 
 class _StepMeter:
@@ -157,7 +171,7 @@ class SelectionCallback(StrategyCallback[Selector]):
         if limit is not None and limit < len(ids):
             pick = torch.randperm(len(ids), generator=generator(self.context.seed, self.name, "candidates", step))
             ids = ids[pick[:limit]].sort().values
-        seen = self._needed(step, ids)
+        seen = self.seen(step, ids)
         chosen: Selection = self._conclude(trainer, step, seen)
         plan = self.context.loader.plan.with_(
             keep=chosen.ids, repeats=chosen.repeats, sampling_weight=chosen.sampling_weight
@@ -175,7 +189,7 @@ class MixingCallback(StrategyCallback[Mixer]):
 
     def decide(self, trainer: pl.Trainer, step: int) -> dict[str, Any]:
         ids = torch.empty(0, dtype=torch.int64) if self.context.step is None else self.context.step.ids
-        seen = self._needed(step, ids)
+        seen = self.seen(step, ids)
         keep = self.context.loader.plan.keep
         if keep is not None:
             seen = dataclasses.replace(seen, index=seen.index.kept(keep))  # keep, then mix
@@ -207,7 +221,7 @@ class OrderingCallback(StrategyCallback[Orderer]):
         self.context.loader.update(plan.with_(order=None))
         parts, line = [], {}
         for lane, ids in self.context.loader.stream.groups().items():
-            seen = self._needed(step, ids)
+            seen = self.seen(step, ids)
             seen = dataclasses.replace(seen, generator=generator(self.context.seed, self.name, step, lane))
             ordered: Tensor = self._conclude(trainer, step, seen)
             parts.append(ordered)

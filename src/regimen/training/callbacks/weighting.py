@@ -36,7 +36,10 @@ class WeightingCallback(StrategyCallback[Weighter]):
         self.log_every = log_every
         self._of_tokens = [signal for signal in strategy.needs() if isinstance(signal, TokenSignal)]
         self._of_domains = [signal for signal in strategy.needs() if isinstance(signal, DomainSignal)]
-        self._surveyed: dict[Signal, Tensor] = {}
+        self._of_rows = [s for s in strategy.needs() if not isinstance(s, TokenSignal | DomainSignal)]
+        assert not self._of_rows or strategy.scope == "batch", f"{name} measures rows of the whole batch"
+        self._surveyed: dict[Signal, Tensor] = {}  # (K, ...) of domains, (B, ...) of rows
+        self._targets: dict[Signal, Tensor] = {}  # (M, ...) of the target set
         self._trainer: pl.Trainer | None = None
         self._module: LanguageModule | None = None
         self._window: Tensor | None = None  # (A, b) weights of this rank in the step at hand
@@ -51,10 +54,11 @@ class WeightingCallback(StrategyCallback[Weighter]):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        if batch.micro == 0 and self._of_domains:
-            board, ids = self.context.board, self.context.loader.global_ids
+        if batch.micro == 0:
+            board, ids, step = self.context.board, self.context.loader.global_ids, batch.step
             assert board is not None
-            self._surveyed = {signal: board.values(signal, ids, step=batch.step) for signal in self._of_domains}
+            self._surveyed = {s: board.values(s, ids, step=step) for s in (*self._of_domains, *self._of_rows)}
+            self._targets = {s: board.target_values(s, step=step) for s in self.strategy.needs_of_target()}
 
     def weigh(self, losses: Tensor, batch: Batch) -> Tensor:
         """Weights (b,) for token losses (b, L) of a micro-batch."""
@@ -126,6 +130,9 @@ class WeightingCallback(StrategyCallback[Weighter]):
             step=step,
             total_steps=self.context.total_steps,
             generator=generator(self.context.seed, self.name, step),
+            target=self.context.target,
+            target_values=self._targets,
+            lr=self.context.lr,
         )
         return self.strategy.checked(self.strategy.weigh(self.state, losses, batch), losses)
 
@@ -139,7 +146,8 @@ class WeightingCallback(StrategyCallback[Weighter]):
         if self._of_tokens and self._everyone is None:
             self._everyone = gathered(self._trainer, torch.cat(self._columns))  # (B, 1 + S)
         columns = torch.empty(0, 1 + len(self._of_tokens)) if self._everyone is None else self._everyone
-        return self._observation(step.number, step.ids, {**seen.values, **self._values(columns)}, horizon=0)
+        values = {**seen.values, **self._values(columns)}
+        return self._observation(step.number, step.ids, values, horizon=0, target_values=self._targets, lr=step.lr)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -149,7 +157,7 @@ class WeightingCallback(StrategyCallback[Weighter]):
         if step is None:
             return
         if step.number % self.log_every == 0 or step.number == 1:
-            line = {**summaries.of_weights(step.weights), **self.gives()}
+            line = {**summaries.of_weights(step.weights), **self.strategy.shows(self.state, self.context.index)}
             self.context.write(trainer, {"step": step.number, "kind": self.kind, "strategy": self.name, **line})
             _log_histogram(trainer, step.number, step.weights)
 

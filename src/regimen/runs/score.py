@@ -1,0 +1,222 @@
+"""`regimen score`: any signal or selector over a corpus, without training, as Parquet with a manifest.
+
+Letters: n rows, S spans of documents in rows, D documents.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from regimen import __version__
+from regimen.core.errors import ConfigError
+from regimen.core.files import disk_errors, write_json
+from regimen.core.signal import DomainSignal, Signal, TokenSignal
+from regimen.core.strategy import Observation, Selection, Selector
+from regimen.data.pool import Pool
+from regimen.runs.attempt import Attempt
+from regimen.runs.experiment import make_pool
+from regimen.runs.identity import run_name, score_hash, signal_identity
+from regimen.runs.locks import held
+from regimen.runs.run import Run
+from regimen.runs.staging import Staging
+from regimen.runs.strategies import instantiate, make_strategies
+from regimen.runs.train import lead, quiet_libraries, remove_if_empty
+from regimen.training.callbacks.strategies import SelectionCallback
+
+FILE = "scores.parquet"
+UNITS = ("row", "document")
+
+
+def score(settings: Mapping[str, Any]) -> Path:
+    """Score every training row, or document, of the pool. Returns the folder with scores.parquet and manifest.json.
+
+    Raises ConfigError where there is neither a selector nor a signal to score by.
+    """
+    quiet_libraries()
+    wanted = settings["score"]
+    if wanted["unit"] not in UNITS:
+        raise ConfigError("unknown unit of scores", got=f"score.unit={wanted['unit']}", allowed=", ".join(UNITS))
+    signal = _signal(wanted["by"])
+    if signal is None and not any(p.kind == "selector" for p in make_strategies(_rehearsable(settings))):
+        raise ConfigError(
+            "there is nothing to score by",
+            got=f"method={settings['choices']['method']}, score.by=null",
+            allowed="a method that selects rows, or a signal",
+            do="regimen score method=less ..., or regimen score 'score.by=${signal.loss}' ...",
+        )
+    folder = place(settings)
+    with held(folder):
+        if (folder / "manifest.json").is_file():
+            print(f"scored before: {folder / FILE}", file=sys.stderr)
+        else:
+            try:
+                _score(settings, folder, signal)
+            except BaseException:
+                remove_if_empty(folder)
+                raise
+    return folder
+
+
+def place(settings: Mapping[str, Any]) -> Path:
+    """Where the scores go: `run_dir`, or a name and a hash under `paths.outputs`."""
+    if settings["run_dir"]:
+        return Path(settings["run_dir"]).expanduser()
+    root = Path(settings["paths"]["outputs"]).expanduser()
+    return root / f"scores-{run_name(settings)}-{score_hash(settings)}"
+
+
+def _signal(by: Any) -> Signal | None:
+    if by is None:
+        return None
+    made = instantiate("score.by", by) if isinstance(by, Mapping) else by
+    if not isinstance(made, Signal) or isinstance(made, DomainSignal | TokenSignal):
+        raise ConfigError(
+            "score.by must be a signal of rows", got=made, allowed="a mapping with _target_, or e.g. '${signal.loss}'"
+        )
+    return made
+
+
+def _rehearsable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The strategies without what stages will give: enough to know their kinds."""
+    from regimen.runs.handover import rehearsed, resolve
+
+    found: dict[str, Any] = resolve(settings["strategies"], rehearsed(("a",)))
+    return found
+
+
+def _score(settings: Mapping[str, Any], folder: Path, signal: Signal | None) -> None:
+    pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
+    done = Staging(settings, folder, "score", pool, lead).run() if settings["stages"] else []
+    # Nothing is served, so that no budget is beyond the repetition cap.
+    uncapped = {**settings, "logger": {}, "dataset": {**settings["dataset"], "max_epochs_per_domain": None}}
+    run = Run(uncapped, folder, Attempt("begin", None, "score"), pool, None, 0, done)
+    scoring = _Scoring(run, signal)
+    run.trainer.callbacks[:] = [scoring]
+    run.trainer.predict(run.module, dataloaders=[0], return_predictions=False)  # moves the model, starts the ranks
+    if run.trainer.is_global_zero:
+        _write(folder, settings, pool, run, scoring)
+
+
+class _Scoring(pl.Callback):
+    """Measures and decides when the model is where it belongs."""
+
+    def __init__(self, run: Run, signal: Signal | None) -> None:
+        self.run, self.signal = run, signal
+        self.scores = self.ranks = torch.empty(0)
+        self.kept: Tensor | None = None
+        self.told: Any = None
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        context = self.run.context
+        ids = torch.arange(context.index.rows)
+        if self.signal is not None:
+            assert context.board is not None
+            self.scores = _column(self.signal, context.board.values(self.signal, ids, step=0))
+            self.told = signal_identity(self.signal)
+            first = torch.empty(0, dtype=torch.int64)
+        else:
+            placed = next(p for p in self.run.experiment.strategies if isinstance(p.strategy, Selector))
+            callback = SelectionCallback(placed.name, placed.strategy, placed.trigger, context)
+            seen = callback.seen(0, ids)
+            first = _decided(placed.strategy, callback.state, seen)
+            self.scores = placed.strategy.row_scores(callback.state, seen)
+            self.told = signal_identity(placed.strategy)
+            self.kept = torch.isin(ids, first)
+        self.ranks = _ranks(self.scores, first)
+
+
+def _decided(selector: Selector, state: Any, seen: Observation) -> Tensor:
+    """Ids (M,) in the selector's own order, best first."""
+    decision = selector.decide(state, seen)
+    selector.checked(decision, seen)
+    return decision.ids if isinstance(decision, Selection) else decision
+
+
+def _column(signal: Signal, values: Tensor) -> Tensor:
+    if values.dim() != 1:
+        raise ConfigError(
+            f"{type(signal).__name__} gives vectors, and a score is one number",
+            got=f"{tuple(values.shape)}",
+            do="score by a method that aims at a target set, e.g. method=near",
+        )
+    return values
+
+
+def _ranks(scores: Tensor, first: Tensor) -> Tensor:
+    """(n,) int64, 0 the best: the rows `first` in their order, then the others by score, ties and NaN by id."""
+    order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
+    order = torch.cat([first, order[~torch.isin(order, first)]])
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order))
+    return ranks
+
+
+def _write(folder: Path, settings: Mapping[str, Any], pool: Pool, run: Run, scoring: _Scoring) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    unit = settings["score"]["unit"]
+    if unit == "document":
+        table = _of_documents(pool, scoring)
+    else:
+        columns: dict[str, Any] = {
+            "id": torch.arange(len(scoring.scores)).numpy(),
+            "unit": ["row"] * len(scoring.scores),
+            "domain": [pool.domains[k] for k in pool.train.index.domain_of(torch.arange(len(scoring.scores))).tolist()],
+            "score": scoring.scores.numpy(),
+            "rank": scoring.ranks.numpy(),
+        }
+        if scoring.kept is not None:
+            columns["kept"] = scoring.kept.numpy()
+        table = pa.table(columns)
+    with disk_errors(folder):
+        temporary = folder / f".{FILE}.tmp"
+        pq.write_table(table, temporary)
+        temporary.replace(folder / FILE)
+    cost = run.context.clock.charges["measuring"]
+    manifest = {
+        "unit": unit,
+        "rows": table.num_rows,
+        "by": scoring.told,
+        "pool": pool.fingerprint,
+        "tokenizer": pool.tokenizer_fingerprint,
+        "model": run.rows.identity(0),
+        "seed": settings["seed"],
+        "measuring": vars(cost),
+        "stages": vars(run.context.clock.charges["stages"]),
+        "version": __version__,
+    }
+    write_json(folder / "manifest.json", manifest)  # last: it says that the scores are whole
+    print(folder / FILE)
+
+
+def _of_documents(pool: Pool, scoring: _Scoring) -> Any:
+    """A document's score is the mean of its rows' scores, weighted by its tokens in each; NaN rows do not count."""
+    import pyarrow as pa
+
+    spans = pool.train.documents(torch.arange(len(scoring.scores)))
+    scores = scoring.scores[spans.row]  # (S,)
+    weight = spans.length.double() * ~scores.isnan()  # (S,)
+    count = len(pool.documents)
+    sums = torch.zeros(2, count, dtype=torch.float64)
+    sums.index_add_(1, spans.document, torch.stack([scores.nan_to_num() * weight, weight]))
+    here = torch.unique(spans.document)  # documents of the training split, (D,)
+    mean = (sums[0] / sums[1])[here]
+    names, domains = pool.documents.ids, pool.documents.domains
+    order = _ranks(mean, torch.empty(0, dtype=torch.int64))
+    return pa.table(
+        {
+            "id": [names[k] for k in here.tolist()],
+            "unit": ["document"] * len(here),
+            "domain": [domains[k] for k in here.tolist()],
+            "score": mean.numpy(),
+            "rank": order.numpy(),
+        }
+    )
