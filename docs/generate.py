@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 from hydra.utils import get_class
 
+from regimen.core.signal import Signal
+
 ROOT = Path(__file__).resolve().parents[1]
 PROOFS = {  # reference tests that are not named after their method
     **{f"entropy_{kind}": "entropy" for kind in ("shannon", "joint", "conditional", "von_neumann")},
@@ -20,7 +22,16 @@ PROOFS = {  # reference tests that are not named after their method
     "climb": "regmix_law",
     "doremi_proxy": "doremi",
     "doge_proxy": "doge",
+    "dvemb_log": "dvemb",
+    "in_run_values": "in_run_shapley",
+    "shed_subset": "shed",
 }
+SHARED = (
+    "fixed",
+    "scores",
+    "targeted",
+    "topk",
+)  # strategies that other methods' files use, whose papers are not theirs
 BEGIN, END = "<!-- methods: written by `make docs` -->", "<!-- end of methods -->"
 
 
@@ -31,12 +42,31 @@ def read(path: Path) -> dict[str, Any]:
     classes = [get_class(fields["_target_"]) for fields in content.get("strategies", {}).values()]
     fits = [get_class(spec["fit"]["_target_"]) for spec in content.get("stages", {}).values() if "fit" in spec]
     summary = text.splitlines()[1].removeprefix("# ")
-    return {"name": path.stem, "summary": summary, "text": text, "classes": classes, "fits": fits}
+    measured = [get_class(name) for name in targets(content.get("strategies", {}))]
+    signals = [kind for kind in dict.fromkeys(measured) if issubclass(kind, Signal)]
+    return {
+        "name": path.stem,
+        "summary": summary,
+        "text": text,
+        "classes": classes,
+        "fits": fits,
+        "signals": signals,
+    }
+
+
+def targets(tree: Any) -> list[str]:
+    """Every `_target_` in a tree of settings."""
+    if not isinstance(tree, dict):
+        return []
+    own = [tree["_target_"]] if "_target_" in tree else []
+    return own + [name for value in tree.values() for name in targets(value)]
 
 
 def paper(method: dict[str, Any]) -> str:
-    """Links to the papers whose arXiv numbers the file or the module's docstring names."""
-    sources = [method["summary"], *(inspect.getmodule(c).__doc__ or "" for c in (*method["classes"], *method["fits"]))]
+    """Links to the papers whose arXiv numbers the file names, or the docstring of a module of its own."""
+    shared = [c for c in method["classes"] if c.__module__.rpartition(".")[2] in SHARED]
+    own = [c for c in (*method["classes"], *method["fits"]) if c not in shared]
+    sources = [method["summary"], *(inspect.getmodule(c).__doc__ or "" for c in own)]
     found = [n for source in sources for n in re.findall(r"\b\d{4}\.\d{5}\b", source)]
     return ", ".join(f"[{n}](https://arxiv.org/abs/{n})" for n in dict.fromkeys(found)) or "-"
 
@@ -63,9 +93,10 @@ def card(method: dict[str, Any]) -> str:
     """One method as a page."""
     parts = [f"# {method['name']}", method["summary"], f"Papers: {paper(method)}. Proven by {proof(method['name'])}."]
     parts = [part.replace("](tests/", "](../../tests/") for part in parts]
-    for kind in (*method["fits"], *method["classes"]):
+    roles = {**dict.fromkeys(method["fits"], "law of a stage"), **dict.fromkeys(method["signals"], "what it measures")}
+    for kind in (*method["fits"], *method["classes"], *method["signals"]):
         module = inspect.getdoc(inspect.getmodule(kind)) or ""
-        role = "law of a stage" if kind in method["fits"] else kind.kind
+        role = roles.get(kind) or kind.kind
         parts += [f"## `{kind.__module__}.{kind.__name__}` ({role})", module, inspect.getdoc(kind) or ""]
     parts += ["## Settings", f"`regimen train method={method['name']}`, with any of these overridden:"]
     return "\n\n".join([*parts, f"```yaml\n{method['text'].rstrip()}\n```"]) + "\n"

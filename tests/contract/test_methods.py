@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,20 +15,76 @@ import yaml
 from regimen.cli import conf_dir
 from regimen.core.strategy import KINDS
 from regimen.mixing.laws.constraints import Constraints
+from regimen.runs.experiment import make_pool
 from regimen.runs.handover import rehearsed, resolve
 from regimen.runs.strategies import instantiate, make_strategies
 from regimen.training.callbacks.checkpoint import checkpoints
 from tests.support.runs import DOMAINS, lines, run, settings_of, story, write_corpus
 
+TARGET = "dataset.target={path: null, from: [sums], rows_per_subtask: 4, seed: 0}"
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+EXAMPLES = (
+    *("dataset=sft_files", "objective=sft", "dataset.tokenizer.kind=bytes", "dataset.seq_len=256"),
+    *("dataset.domain_field=task", "dataset.overlap.n=0", "strategies.data_whisperer.by.max_new_tokens=8"),
+    *("dataset.target={path: null, from: [a], rows_per_subtask: 4, seed: 0}", "strategies.data_whisperer.by.shown=3"),
+    "strategies.data_whisperer.by.asked=1",
+)
 # What a method cannot do without on any corpus.
 NEEDED = {
+    "cluster_less": [
+        *(TARGET, "strategies.cluster_less.by.sketch.dimensions=64", "strategies.cluster_less.candidates=40"),
+        "strategies.cluster_less.ratio=0.5",
+    ],
+    "dvemb": [TARGET, "strategies.dvemb.by.sketch.dimensions=64"],
+    "dvemb_log": ["strategies.dvemb_log.by.sketch.dimensions=64"],
+    "greats": [TARGET, "strategies.greats.candidates=20"],
+    "holdout": ["strategies.holdout.fraction=0.3"],
+    "in_run_shapley": [TARGET],
+    "in_run_values": [TARGET],
+    "influence_distillation": [
+        *(TARGET, "strategies.influence_distillation.by.landmarks=32", "strategies.influence_distillation.ratio=0.5"),
+        *(
+            "strategies.influence_distillation.by.sketch.dimensions=64",
+            "strategies.influence_distillation.candidates=64",
+        ),
+    ],
+    "near": [TARGET],
+    "rds": [TARGET],
+    "rho_loss": ["strategies.rho_loss.candidates=24"],
+    "shed": ["strategies.shed.clusters=12", "strategies.shed.blocks=3", "stages.subsets.count=3"],
+    "shed_subset": ["strategies.shed_subset.clusters=32", "strategies.shed_subset.member=3"],
+    "tsds": [TARGET],
+    "less": [
+        TARGET,
+        "strategies.less.by.sketch.dimensions=64",
+        "strategies.less.candidates=48",
+        "strategies.less.ratio=0.5",
+    ],
+    "less_online": [TARGET, "strategies.less_online.by.sketch.dimensions=64", "strategies.less_online.candidates=40"],
+    "nice": [
+        *(
+            TARGET,
+            "strategies.nice.by.sketch.dimensions=64",
+            "strategies.nice.candidates=48",
+            "strategies.nice.ratio=0.5",
+        ),
+        *("strategies.nice.by.reward=rouge", "strategies.nice.by.fallback=reference", "strategies.nice.by.samples=2"),
+        "strategies.nice.by.max_new_tokens=4",
+    ],
+    "rose": ["strategies.rose.by.sketch.dimensions=64", "strategies.rose.candidates=48", "strategies.rose.ratio=0.5"],
     "aioli": ["strategies.aioli.lp_rounds=1", "strategies.aioli.lp_steps=1", "strategies.aioli.update_steps=4"],
-    "dsir": ["strategies.dsir.by.target=[sums]", "strategies.dsir.min_tokens=0"],
+    "dsir": [TARGET, "strategies.dsir.by.laplace=true", "strategies.dsir.min_tokens=0"],
     "fixed": ["strategies.fixed.weights={code: 0.5, prose: 0.3, sums: 0.2}"],
 }
 # Decide often enough that a resume falls between decisions.
 OFTEN = {
+    "ask_llm": [
+        *("strategies.ask_llm.candidates=40", "strategies.ask_llm.by.yes_words=[y]"),
+        "strategies.ask_llm.by.no_words=[n]",
+    ],
+    "cluster_less": ["strategies.cluster_less.when.steps=3", "strategies.cluster_less.when.start=2"],
+    "delta_loss": ["strategies.delta_loss.when.steps=3"],
+    "less_online": ["strategies.less_online.when.steps=2", "strategies.less_online.when.start=2"],
     "ado": ["strategies.ado.start=3", "strategies.ado.refit_every=2"],
     "climb": ["rounds=2", "stages.swarm.count=[6,4]"],
     "loss_selection": ["strategies.loss_selection.when.steps=3"],
@@ -61,6 +118,20 @@ def overrides_of(method: str, corpus: Path, home: Path) -> list[str]:
         file = home / "scores.csv"
         file.write_text("id,score\n" + "".join(f"{i},{i % 7}\n" for i in range(40)))
         out += [f"strategies.scores.by.path={file}", "strategies.scores.missing=drop"]
+    if method == "data_whisperer":  # asks questions, which packed text has none of
+        records = [{"instruction": f"say {i % 5}", "output": f"{i % 5}", "task": "ab"[i % 2]} for i in range(60)]
+        records = [record | {"instruction": f"{record['instruction']} ({i})"} for i, record in enumerate(records)]
+        (home / "examples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        out += [f"dataset.path={home}/examples.jsonl", *EXAMPLES]
+    if method == "clip":
+        rows = make_pool(settings_of(corpus, home), progress=False).train.index.rows
+        image, text = np.random.default_rng(0).normal(size=(2, rows, 4))
+        np.savez(home / "pairs.npz", image=image, text=text)
+        out += [f"strategies.clip.by.path={home}/pairs.npz", "strategies.clip.target=null"]
+    if method == "rose":
+        pairs = [{"prompt": f"{i} + 1 =", "chosen": str(i + 1), "rejected": "a row"} for i in range(4)]
+        (home / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        out.append(f"strategies.rose.by.path={home}/pairs.jsonl")
     if method == "doremi_proxy":
         out.append(f"strategies.doremi_proxy.reference={run(corpus, home, 'method=uniform')}")
     return out

@@ -1,0 +1,50 @@
+"""Embeddings of rows: a language model's hidden states, pooled.
+
+Papers: RDS+, arXiv 2503.01807, last layer and weights t / (1 + ... + T); the mean over tokens, NEAR and cluster-LESS of
+DataFlex (OpenDCAI/DataFlex).
+Differs from the sources: NEAR embeds with a text encoder of its own (Qwen3-Embedding-0.6B); here it is a model that
+reads the pool's tokens.
+Letters: n rows, T tokens, w width of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from regimen.core.errors import ConfigError
+from regimen.core.measuring import POOLINGS, Pooling
+from regimen.core.signal import Meter, Signal
+from regimen.signals.influence import unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Signal):
+    """Vectors (n, w) float32 of rows.
+
+    layer: after which layer, 0 is the token embedding, -1 the last.
+    pooling: `mean`, `position_weighted` or `last`, of a row's tokens.
+    model: the folder of a finished run, or one of its checkpoints; null for the model in training.
+    normalise: whether vectors have length 1.
+    """
+
+    by_row: ClassVar[bool] = True
+    layer: int = -1
+    pooling: Pooling = "mean"
+    model: str | None = None
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ConfigError("unknown pooling of hidden states", got=self.pooling, allowed=", ".join(POOLINGS))
+
+    def measure(self, meter: Meter, ids: Tensor) -> Tensor:
+        """(n, w). Raises ConfigError where the model has no such layer."""
+        at = meter if self.model is None else meter.under(self.model)
+        states = at.states(ids, layer=self.layer, pooling=self.pooling)  # (n, w)
+        return unit(states) if self.normalise else states
+
+    def models(self) -> tuple[str | None, ...]:
+        return (self.model,)

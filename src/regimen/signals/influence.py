@@ -1,0 +1,125 @@
+"""Influence: how much an update on a row lowers the loss of each target row, to first order, over a run's checkpoints.
+
+Paper: LESS, arXiv 2402.04333, sections 2 to 4: S_ij = sum_c w_c cos(Gamma_ic, g_jc). Gamma_ic is the direction of
+Adam's next step on row i at checkpoint c, g_jc the plain gradient of target row j, both of the row's mean token loss,
+and w_c the mean learning rate of the steps before c. The cosine in place of the inner product keeps short rows, whose
+gradients are long, from winning.
+Differs from the paper: gradients are sketched by random signs and a fold instead of a dense random matrix; both keep
+inner products in expectation, with a relative error of 1 / sqrt(d). The paper's code is followed where it goes its own
+way: eps inside the square root of Adam's denominator (`sketch.adam`), moments without the correction for their start at
+0, and cosines averaged over the rows of a subtask, where the text averages gradients (`val_agg`). Weights sum to 1,
+which scales all values alike.
+DataFlex's online LESS is `run=null`: one checkpoint, the model in training, with eps outside the square root.
+Letters: n rows, M target rows, S subtasks, C wanted directions, d numbers of a sketch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
+from regimen.core.measuring import Sketch
+from regimen.core.signal import Meter, Signal
+
+ValAgg = Literal["mean_of_cos", "cos_of_mean"]
+
+_ROWS = 1024  # whose sketches are held at once
+_FORWARD_BACKWARD = 3.0  # a forward and a backward pass in forward passes
+_ADAM = Sketch(adam="inside")
+_CHECKPOINTS = 4  # of a finished run, before it is known: LESS keeps one per epoch of four
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfluence(Signal):
+    """Cosines of the rows' updates with wanted directions, summed over checkpoints. Subclasses say what is wanted.
+
+    run: the folder of a finished run, whose checkpoints are summed with their weights; null takes the model in
+        training, once. Adapters that are untrained have gradients of 0: a decision must come after some steps.
+    sketch: of the rows' updates. Wanted directions are plain gradients with the same random signs, at every checkpoint.
+    """
+
+    by_row: ClassVar[bool] = True
+    run: str | None = None
+    sketch: Sketch = _ADAM
+
+    def directions(self, at: Meter) -> Tensor:
+        """Wanted directions (C, d) under the model of `at`: a row's inner products with them are its values."""
+        raise NotImplementedError(type(self).__name__)
+
+    def measure(self, meter: Meter, ids: Tensor) -> Tensor:
+        """(n, C) float32; 0 for a row without target tokens. Never more than some rows' sketches are held."""
+        total = torch.zeros(())
+        for at, weight in self._visited(meter):
+            wanted = at.once(self, partial(self.directions, at))  # (C, d)
+            cosines = [unit(at.sketches(part, self.sketch)) @ wanted.T for part in torch.split(ids, _ROWS)]
+            total = total + weight * torch.cat(cosines)  # (n, C)
+        return total
+
+    def passes(self) -> float:
+        """A forward and a backward pass per checkpoint; of a run that is yet to be trained, four are expected."""
+        return _FORWARD_BACKWARD * (1 if self.run is None else _CHECKPOINTS)
+
+    def models(self) -> tuple[str | None, ...]:
+        return (self.run,)
+
+    def _visited(self, meter: Meter) -> Iterator[tuple[Meter, float]]:
+        if self.run is None:
+            yield meter, 1.0
+            return
+        for checkpoint in meter.checkpoints(self.run):
+            yield meter.under(checkpoint.path), checkpoint.weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence(CheckpointInfluence):
+    """Influence (n, M) float32 of rows on the target rows, which are the columns.
+
+    val_agg: `mean_of_cos` gives each target row its own column. `cos_of_mean` averages the target gradients of a
+        subtask first and gives each of its rows that column, so that a mean over the subtask's columns changes nothing.
+    """
+
+    val_agg: ValAgg = "mean_of_cos"
+
+    def __post_init__(self) -> None:
+        check_val_agg(self.val_agg)
+
+    def directions(self, at: Meter) -> Tensor:
+        """(M, d). Raises ConfigError where the pool has no target set."""
+        target = at.target
+        rows = torch.arange(target.index.rows)
+        gradients = target.sketches(rows, replace(self.sketch, adam="none"))  # (M, d)
+        return columns(gradients, target.index, self.val_agg)
+
+
+def check_val_agg(val_agg: str) -> None:
+    """Raises ConfigError for an unknown way to average over the rows of a subtask."""
+    if val_agg not in ("mean_of_cos", "cos_of_mean"):
+        raise ConfigError(
+            "unknown average over the rows of a subtask", got=f"val_agg={val_agg}", allowed="mean_of_cos, cos_of_mean"
+        )
+
+
+def columns(gradients: Tensor, index: PoolIndex, val_agg: ValAgg) -> Tensor:
+    """Wanted directions (M, d) of target rows with gradients (M, d); index: of the target set."""
+    if val_agg == "mean_of_cos":
+        return unit(gradients)
+    subtask = index.domain_of(torch.arange(index.rows))  # (M,)
+    return unit(group_means(gradients, subtask, len(index.domains)))[subtask]
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors (m, d) of length 1; a zero vector stays 0."""
+    return torch.nn.functional.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
+
+
+def group_means(vectors: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Means (S, d) of vectors (m, d) by group (m,); 0 where a group is empty."""
+    sums = torch.zeros(groups, vectors.shape[1], dtype=vectors.dtype).index_add_(0, group, vectors)
+    return sums / torch.bincount(group, minlength=groups).clamp(min=1)[:, None]
