@@ -28,6 +28,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/harness.py
+	$(BIN)/python benchmarks/signals.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

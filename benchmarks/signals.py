@@ -52,7 +52,7 @@ class Bench(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """prepare gives what is timed, for `rows` rows of `length` tokens. scale: how many times longer what is meant takes."""
+    """prepare gives what is timed, for `rows` rows of `length` tokens. scale: of what is meant to what is timed."""
 
     rows: int
     prepare: Callable[[Bench, int], Callable[[], object]]

@@ -106,7 +106,7 @@ def completed(regimen: CommandLine, monkeypatch: pytest.MonkeyPatch, line: str) 
     ("line", "expected"),
     [
         ("regimen tr", ["train"]),
-        ("regimen ", ["train", "prepare", "check", "report", "export", "fit", "store"]),
+        ("regimen ", ["train", "prepare", "check", "score", "report", "export", "fit", "store"]),
         ("regimen train method=fo", ["method=folding"]),
         ("regimen check model=qwen2_5_0", ["model=qwen2_5_0_5b"]),
         ("regimen train seed=1 budget.st", ["budget.steps="]),

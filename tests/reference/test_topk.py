@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from regimen.core.errors import ConfigError
 from regimen.selection.topk import TopK
-from tests.reference.observations import LOSS
+from tests.reference.observations import LOSS, seeing
 from tests.reference.selections import check_selector, kept
 
 SCORES = st.lists(st.sampled_from([-1.0, -0.0, 0.0, 0.5, 2.0, float("inf"), float("-inf")]), min_size=1, max_size=30)
@@ -47,3 +47,17 @@ def test_nan_is_refused():
 
 def test_needs_its_signal():
     assert TopK(by=LOSS).needs() == (LOSS,)
+
+
+def test_ties_at_the_border_are_told():
+    """Where ids decided for more than a tenth of the kept rows; not for a single tie among many."""
+
+    def told(scores, count, polarity=1):
+        selector = TopK(by=LOSS, ratio=None, count=count, polarity=polarity)
+        seen = seeing(scores)
+        return selector.notes(None, selector.checked(selector.decide(None, seen), seen), seen)
+
+    assert "2 of the 3 kept rows have the same Loss" in told([1.0, 0.0, 0.0, 0.0], 3)[0]
+    assert told([1.0, 0.0, 0.0, 0.0], 1) == told([1.0, 0.0, 0.0, 0.0], 4) == []
+    assert told([0.0, 1.0, 1.0, 1.0], 2, polarity=-1) and not told([0.0, 1.0, 1.0, 1.0], 1, polarity=-1)
+    assert told([float(i) for i in range(20)] + [0.0], 20) == []

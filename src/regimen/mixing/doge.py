@@ -134,6 +134,10 @@ class DogeProxy(Weighter):
         mean = state.total / state.steps if state.steps else state.log_alpha.exp()
         return {"mixture": dict(zip(index.domains, mean.tolist(), strict=True))}
 
+    def shows(self, state: DogeState, index: PoolIndex) -> dict[str, Any]:
+        """The mixture that it would give if it ended now."""
+        return self.gives(state, index)
+
     def rate(self, step: int, total: int) -> float:
         """The learning rate eta of the batch after `step` of `total` optimizer steps."""
         return self.lr * (1.0 if self.schedule is None else schedule_factor(self.schedule, total)(step))

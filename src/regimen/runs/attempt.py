@@ -10,7 +10,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from regimen.training.callbacks.checkpoint import checkpoints
 Action = Literal["begin", "resume", "skip", "refuse"]
 _TOKEN = "REGIMEN_ATTEMPT"
 _WAIT_SECONDS = 3600.0  # rank 0 may have to prepare the data first
+_PARTING_SECONDS = 60.0  # rank 0 has but a summary to write
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,26 @@ def await_decision(folder: Path, token: str) -> Attempt:
                 return attempt
         time.sleep(0.1)
     raise RunError(f"rank 0 did not begin within {_WAIT_SECONDS:.0f} s", got=path, do="look at the log of rank 0")
+
+
+def await_end(folder: Path) -> None:
+    """On the other ranks: stay until rank 0 has finished.
+
+    A process that leaves right after the last collective call closes its connections, which gloo on a busy machine may
+    notice before rank 0 has noticed the result.
+    """
+    _await(lambda: (_summary(folder) or {}).get("status", "running") != "running")
+
+
+def await_file(path: Path) -> None:
+    """On the other ranks: stay until rank 0 has written a file, for the same reason."""
+    _await(path.is_file)
+
+
+def _await(over: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _PARTING_SECONDS
+    while not over() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:

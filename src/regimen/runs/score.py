@@ -20,17 +20,19 @@ from regimen.core.files import disk_errors, write_json
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Observation, Selection, Selector
 from regimen.data.pool import Pool
-from regimen.runs.attempt import Attempt
+from regimen.runs.attempt import Attempt, await_file
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name, score_hash, signal_identity
 from regimen.runs.locks import held
+from regimen.runs.ranks import global_rank
 from regimen.runs.run import Run
-from regimen.runs.staging import Staging
+from regimen.runs.staging import Staging, follow
 from regimen.runs.strategies import instantiate, make_strategies
-from regimen.runs.train import lead, quiet_libraries, remove_if_empty
+from regimen.runs.train import join, lead, next_token, quiet_libraries, remove_if_empty
 from regimen.training.callbacks.strategies import SelectionCallback
 
 FILE = "scores.parquet"
+MANIFEST = "manifest.json"
 UNITS = ("row", "document")
 
 
@@ -52,8 +54,11 @@ def score(settings: Mapping[str, Any]) -> Path:
             do="regimen score method=less ..., or regimen score 'score.by=${signal.loss}' ...",
         )
     folder = place(settings)
+    if global_rank() > 0:
+        _score(settings, folder, signal)
+        return folder
     with held(folder):
-        if (folder / "manifest.json").is_file():
+        if (folder / MANIFEST).is_file():
             print(f"scored before: {folder / FILE}", file=sys.stderr)
         else:
             try:
@@ -93,15 +98,20 @@ def _rehearsable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _score(settings: Mapping[str, Any], folder: Path, signal: Signal | None) -> None:
     pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
-    done = Staging(settings, folder, "score", pool, lead).run() if settings["stages"] else []
+    token, done = next_token(), []
+    if settings["stages"]:
+        leads = global_rank() == 0
+        done = Staging(settings, folder, token, pool, lead).run() if leads else follow(folder, token, join)
     # Nothing is served, so that no budget is beyond the repetition cap.
     uncapped = {**settings, "logger": {}, "dataset": {**settings["dataset"], "max_epochs_per_domain": None}}
-    run = Run(uncapped, folder, Attempt("begin", None, "score"), pool, None, 0, done)
+    run = Run(uncapped, folder, Attempt("begin", None, "score"), pool, None, global_rank(), done)
     scoring = _Scoring(run, signal)
     run.trainer.callbacks[:] = [scoring]
     run.trainer.predict(run.module, dataloaders=[0], return_predictions=False)  # moves the model, starts the ranks
     if run.trainer.is_global_zero:
         _write(folder, settings, pool, run, scoring)
+    else:
+        await_file(folder / MANIFEST)
 
 
 class _Scoring(pl.Callback):
@@ -193,7 +203,7 @@ def _write(folder: Path, settings: Mapping[str, Any], pool: Pool, run: Run, scor
         "stages": vars(run.context.clock.charges["stages"]),
         "version": __version__,
     }
-    write_json(folder / "manifest.json", manifest)  # last: it says that the scores are whole
+    write_json(folder / MANIFEST, manifest)  # last: it says that the scores are whole
     print(folder / FILE)
 
 

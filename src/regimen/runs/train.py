@@ -14,7 +14,7 @@ from typing import Any
 from regimen.core.errors import RegimenError
 from regimen.data.pool import Pool
 from regimen.runs import summary
-from regimen.runs.attempt import Attempt, await_decision, decide, launch_token, refuse
+from regimen.runs.attempt import Attempt, await_decision, await_end, decide, launch_token, refuse
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name
 from regimen.runs.locks import held
@@ -33,14 +33,14 @@ def train(settings: Mapping[str, Any], folder: Path, *, sweep: str | None = None
     """
     quiet_libraries()
     if global_rank() > 0:
-        _join(settings, folder, sweep)
+        join(settings, folder, sweep)
     else:
         with held(folder):
             lead(settings, folder, sweep)
     return folder
 
 
-def _token() -> str:
+def next_token() -> str:
     """Of the next run that this process begins; the same on every rank."""
     global _jobs
     _jobs += 1
@@ -49,7 +49,7 @@ def _token() -> str:
 
 def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
     """Rank 0: prepare the data, decide what this attempt does, and do it."""
-    token = _token()
+    token = next_token()
     try:
         pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
         attempt = decide(
@@ -77,18 +77,19 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
     store.note("run", run_name(settings), run_key(settings, pool), folder, asked_by=None)
 
 
-def _join(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
+def join(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
     """Another rank: do what rank 0 decided."""
-    token = _token()
+    token = next_token()
     attempt = await_decision(folder, token)
     if attempt.action == "skip":
         return
     done: list[Done] = []
     if settings["stages"]:
-        done = follow(folder, token, _join)
+        done = follow(folder, token, join)
         if settings["only_stages"]:
             return
     _attempt(settings, folder, attempt, make_pool(settings, progress=False), sweep, done)
+    await_end(folder)
 
 
 def _say_staged(done: list[Done]) -> None:

@@ -35,13 +35,16 @@ def inverse_propensity(density: Tensor, k: int, *, generator: torch.Generator) -
 
 def round_robin(similarity: Tensor, k: int) -> Tensor:
     """Positions (k,): queries in turn, each takes its best candidate not taken yet; similarity (N, M), k <= N."""
-    ranked = similarity.argsort(dim=0, descending=True, stable=True).T.tolist()  # M lists of N
-    following = [iter(row) for row in ranked]
-    taken: dict[int, None] = {}
+    ranked = similarity.argsort(dim=0, descending=True, stable=True).T.contiguous().numpy()  # (M, N)
+    place, free = [0] * len(ranked), bytearray(b"\1") * len(similarity)
+    taken: list[int] = []
     while len(taken) < k:
-        query = following[len(taken) % len(following)]
-        taken[next(row for row in query if row not in taken)] = None
-    return torch.tensor(list(taken), dtype=torch.int64)  # (k,)
+        query = len(taken) % len(ranked)
+        while not free[row := int(ranked[query, place[query]])]:
+            place[query] += 1
+        free[row] = 0
+        taken.append(row)
+    return torch.tensor(taken, dtype=torch.int64)  # (k,)
 
 
 def doubly_greedy(similarity: Tensor, k: int) -> Tensor:

@@ -91,6 +91,10 @@ class Targeted(Selector):
         order = self._ranked(columns, wanted, seen.generator)  # (k,), or all that the rule can rank
         return ids[order[: self._kept(order, seen.tokens[by_id])]]  # (k,)
 
+    def row_scores(self, state: Any, seen: Observation) -> Tensor:
+        """(n,) float64: what the rules `top` and `gumbel` rank by, for the others the highest similarity to a column."""
+        return aggregated(similarities(seen, self.by), seen, self.aggregate).amax(1).double()  # (n,)
+
     def _ranked(self, columns: Tensor, k: int, generator: torch.Generator) -> Tensor:
         """Positions of the best k rows of columns (n, Q), best first."""
         if self.rule == "top":

@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selector
+from regimen.core.strategy import Observation, Selection, Selector
 from regimen.selection.common import kept_of, require_amount
+
+_TIES = 0.1  # part of the kept rows from which on ties are told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,20 @@ class TopK(Selector):
         best = (self.polarity * seen.scores(self.by)[by_id]).argsort(descending=True, stable=True)  # (n,)
         kept = kept_of(seen.tokens[by_id][best], self.ratio, self.count, self.token_ratio)
         return ids[best[:kept]]  # (M,)
+
+    def notes(self, state: Any, decision: Selection, seen: Observation) -> list[str]:
+        """A warning where ids decided instead of scores, since many rows have the score at the border."""
+        scores = seen.values[self.by]  # (n,)
+        kept = torch.isin(seen.ids, decision.ids)  # (n,)
+        border = (self.polarity * scores[kept]).min()
+        ties = self.polarity * scores == border
+        cut = int((ties & kept).sum())
+        if not bool((ties & ~kept).any()) or cut <= _TIES * len(decision.ids):
+            return []
+        return [
+            f"{cut} of the {len(decision.ids)} kept rows have the same {type(self.by).__name__} as rows that were left "
+            "out, and were kept for their lower ids: the scores hardly tell these rows apart"
+        ]
 
     def row_scores(self, state: Any, seen: Observation) -> Tensor:
         """Polarity times score, (n,) float64."""

@@ -116,7 +116,9 @@ def columns(gradients: Tensor, index: PoolIndex, val_agg: ValAgg) -> Tensor:
 
 def unit(vectors: Tensor) -> Tensor:
     """Vectors (m, d) of length 1; a zero vector stays 0."""
-    return torch.nn.functional.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
+    largest = vectors.abs().amax(dim=1, keepdim=True)  # (m, 1): squares of tiny numbers would be 0
+    scaled = vectors / torch.where(largest > 0, largest, 1.0)
+    return torch.nn.functional.normalize(scaled, dim=1)
 
 
 def group_means(vectors: Tensor, group: Tensor, groups: int) -> Tensor:

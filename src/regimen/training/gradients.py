@@ -150,7 +150,7 @@ def chosen_parameters(model: nn.Module, pattern: str | None) -> list[nn.Paramete
         )
     if any(hasattr(p, "ds_numel") or hasattr(p, "full_tensor") for p in chosen):
         raise ConfigError(
-            "gradients of domains need the whole parameters on every rank",
+            "these gradients need the whole parameters on every rank",
             got="a strategy that shards them",
             do="use trainer=ddp, or a method that needs no gradients",
         )

@@ -59,6 +59,7 @@ class RowMeter:
         self._targets: RowMeter | None = None
         self._others: dict[str, RowMeter] = {}
         self._kept: dict[Hashable, Tensor] = {}
+        self._last: Sketcher | None = None
 
     @property
     def sweeper(self) -> Sweeper:
@@ -176,9 +177,7 @@ class RowMeter:
         return sweeper.spread(ids, pooled, passes=1.0)
 
     def _sketches(self, ids: Tensor, sketch: Sketch) -> Tensor:
-        sweeper, loaded = self.sweeper, self.models.load(self.path)
-        moments = None if sketch.adam == "none" else loaded.moments()
-        sketcher = Sketcher(sweeper.module.model, sketch, moments=moments, chunk=sweeper.module.objective.chunk)
+        sweeper, sketcher = self.sweeper, self._sketcher(sketch)
 
         def sketched(part: Tensor) -> Tensor:
             batch = sweeper.batch(part)
@@ -188,6 +187,16 @@ class RowMeter:
         # A backward pass holds all activations, which no sweep without gradients does: parts as small as in training.
         rows = sweeper.gradient_rows
         return sweeper.spread(ids, sketched, passes=1.0 + BACKWARD, gradients=True, rows=rows)
+
+    def _sketcher(self, sketch: Sketch) -> Sketcher:
+        """A sketcher of the model; kept, since drawing random signs takes a while, unless moments may have changed."""
+        module, moments = self.models.load(self.path)
+        model, chunk = module.model, module.objective.chunk
+        if sketch.adam != "none":
+            return Sketcher(model, sketch, moments=moments(), chunk=chunk)
+        if self._last is None or self._last.sketch != sketch or self._last.model is not model:
+            self._last = Sketcher(model, sketch, chunk=chunk)
+        return self._last
 
     def _once(self, what: Hashable, ids: Tensor, measure: Callable[[], Tensor]) -> Tensor:
         """Of a whole target set, what was measured before; anything else anew."""
