@@ -1,12 +1,12 @@
 """Planted truth: do selectors find the rows of a task among those of others, from a few of its rows?
 
-    python benchmarks/selection.py --corpus FOLDER [--rows 250] [--target 16] [--seeds 3] [--table FILE]
+    python benchmarks/selection.py --corpus FOLDER [--rows 250] [--target 32] [--seeds 3] [--table FILE]
 
 FOLDER holds instructions as NAME.train.jsonl.gz and NAME.validation.jsonl.gz. The pool mixes `rows` training examples
 of every task; the target set is `target` validation examples of one. Each method keeps as many rows as the pool has of
 that task, so that precision equals recall and a random choice finds the task's share. Rows are told by their task,
-which no method sees. Methods that measure under a model do so under a small one that has been trained on the whole pool, since
-there is no pretrained one here. Tasks, sizes, seeds and settings are fixed here, before methods are compared.
+which no method sees. Methods that measure under a model do so under a small one that has been trained on the whole
+pool, since there is no pretrained one here. Tasks, sizes, seeds and settings are fixed here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ WARM_EPOCHS = 4
 # What each method is told beside the amount; {warm}: the folder of the run whose model is measured under.
 METHODS: dict[str, list[str]] = {
     "random": [],
-    "dsir": ["strategies.dsir.min_tokens=0", "strategies.dsir.by.laplace=true", "strategies.dsir.temperature=0"],
+    "dsir": [  # smoothed, since the target is small
+        *("strategies.dsir.min_tokens=0", "strategies.dsir.temperature=0", "strategies.dsir.by.laplace=true"),
+        *("strategies.dsir.by.per_token=true", "strategies.dsir.by.buckets=1000"),
+    ],
     "near": ["strategies.near.by.of.model={warm}"],
     "rds": ["strategies.rds.by.of.model={warm}"],
     "tsds": ["strategies.tsds.by.model={warm}", "strategies.tsds.alpha=0.95"],
@@ -50,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=250)
-    parser.add_argument("--target", type=int, default=16)
+    parser.add_argument("--target", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--tasks", default="commonsense,gsm8k,mbpp,medquad")

@@ -41,6 +41,13 @@ class Meter(Protocol):
         """Pooled hidden states (n, width) float32 of rows after layer `layer`: 0 the embedding, -1 the last."""
         ...
 
+    def sentences(self, ids: Tensor, encoder: str) -> Tensor:
+        """Embeddings (n, width) float32 of the text of rows by a sentence encoder, a folder or a name on the hub.
+
+        Raises ConfigError where sentence-transformers is not installed, or has no such encoder.
+        """
+        ...
+
     def sketches(self, ids: Tensor, sketch: Sketch) -> Tensor:
         """Sketches (n, d) float32 of the gradient of each row's loss. Equal sketches share their random signs.
 

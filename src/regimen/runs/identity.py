@@ -72,6 +72,8 @@ def by_content(tree: Any) -> Any:
         if os.path.isfile(told := os.path.join(path, "summary.json")):
             run = json.loads(Path(told).read_text())
             return f"run {run['hash']} on {run['fingerprints']['pool']}"
+        if os.path.isfile(os.path.join(path, "modules.json")):  # a sentence encoder
+            return f"encoder {_digest_of_folder(path)}"
         if os.path.isfile(path):
             state = os.stat(path)
             return f"file {_digest(path, state.st_size, state.st_mtime_ns)}"
@@ -86,6 +88,13 @@ def signal_identity(signal: Any) -> Any:
     if isinstance(signal, list | tuple):
         return [signal_identity(value) for value in signal]
     return by_content(signal)
+
+
+def _digest_of_folder(folder: str) -> str:
+    """Of the names and contents of all files below a folder."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    told = [f"{p.relative_to(folder)} {_digest(str(p), p.stat().st_size, p.stat().st_mtime_ns)}" for p in files]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=64)

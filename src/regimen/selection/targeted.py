@@ -92,7 +92,7 @@ class Targeted(Selector):
         return ids[order[: self._kept(order, seen.tokens[by_id])]]  # (k,)
 
     def row_scores(self, state: Any, seen: Observation) -> Tensor:
-        """(n,) float64: what the rules `top` and `gumbel` rank by, for the others the highest similarity to a column."""
+        """(n,) float64: what `top` and `gumbel` rank by; for other rules the highest similarity to a column."""
         return aggregated(similarities(seen, self.by), seen, self.aggregate).amax(1).double()  # (n,)
 
     def _ranked(self, columns: Tensor, k: int, generator: torch.Generator) -> Tensor:

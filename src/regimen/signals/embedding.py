@@ -1,9 +1,9 @@
-"""Embeddings of rows: a language model's hidden states, pooled.
+"""Embeddings of rows: a language model's hidden states, pooled; or what a sentence encoder makes of the text.
 
 Papers: RDS+, arXiv 2503.01807, last layer and weights t / (1 + ... + T); the mean over tokens, NEAR and cluster-LESS of
 DataFlex (OpenDCAI/DataFlex).
-Differs from the sources: NEAR embeds with a text encoder of its own (Qwen3-Embedding-0.6B); here it is a model that
-reads the pool's tokens.
+Differs from the sources: NEAR embeds with a text encoder (Qwen3-Embedding-0.6B); its file here takes hidden states of
+a model that reads the pool's tokens, and `SentenceEmbedding` takes any encoder.
 Letters: n rows, T tokens, w width of the model.
 """
 
@@ -48,3 +48,28 @@ class Embedding(Signal):
 
     def models(self) -> tuple[str | None, ...]:
         return (self.model,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceEmbedding(Signal):
+    """Vectors (n, w) float32 of the text of rows by a sentence encoder.
+
+    encoder: a folder that sentence-transformers saved, or a name on the Hugging Face hub.
+    normalise: whether vectors have length 1.
+    """
+
+    by_row: ClassVar[bool] = True
+    encoder: str
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.encoder:
+            raise ConfigError("no sentence encoder is given", do="set encoder to a folder or a name on the hub")
+
+    def measure(self, meter: Meter, ids: Tensor) -> Tensor:
+        """(n, w). Raises ConfigError as `Meter.sentences`."""
+        vectors = meter.sentences(ids, self.encoder)  # (n, w)
+        return unit(vectors) if self.normalise else vectors
+
+    def models(self) -> tuple[str | None, ...]:
+        return ()

@@ -21,6 +21,7 @@ from regimen.training.cost import BACKWARD
 from regimen.training.examples import ExampleRows
 from regimen.training.language import make_language
 from regimen.training.module import LanguageModule
+from regimen.training.sentences import encoder_flops, sentence_embeddings
 from regimen.training.sketching import Moments, Sketcher
 from regimen.training.sweep import Sweeper
 
@@ -106,6 +107,10 @@ class RowMeter:
         """Pooled hidden states (n, width) float32 of the tokens that the model reads: the last of a row is left out."""
         return self._once(("states", layer, pooling), ids, lambda: self._states(ids, layer, pooling))
 
+    def sentences(self, ids: Tensor, encoder: str) -> Tensor:
+        """Embeddings (n, width) float32 of the text of rows by a sentence encoder."""
+        return self._once(("sentences", encoder), ids, lambda: self._sentences(ids, encoder))
+
     def sketches(self, ids: Tensor, sketch: Sketch) -> Tensor:
         """Sketches (n, d) float32 of the gradient of each row's loss."""
         return self._once(sketch, ids, lambda: self._sketches(ids, sketch))
@@ -175,6 +180,19 @@ class RowMeter:
             return pool_states(states.float(), batch.lengths, pooling)  # (b, width)
 
         return sweeper.spread(ids, pooled, passes=1.0)
+
+    def _sentences(self, ids: Tensor, encoder: str) -> Tensor:
+        sweeper = self._base.on(self._base.module, self.table)
+        device = sweeper.module.device
+
+        def embedded(part: Tensor) -> Tensor:
+            texts = sweeper.texts(part)
+            return sentence_embeddings(texts, encoder, device=device, batch_size=sweeper.batch_size)
+
+        found = sweeper.spread(ids, embedded, passes=0.0)
+        flops = encoder_flops(encoder, int(self.index.inputs_of(ids).sum()), device=device)
+        sweeper.clock.add(sweeper.purpose, flops=flops)
+        return found
 
     def _sketches(self, ids: Tensor, sketch: Sketch) -> Tensor:
         sweeper, sketcher = self.sweeper, self._sketcher(sketch)
