@@ -23,13 +23,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-TASKS = ("commonsense", "gsm8k", "mbpp", "medquad", "self_instruct")
+TASKS = ("commonsense", "gsm8k", "mbpp", "medquad")  # each of one kind, or there would be no truth to find
 MODEL = [
     *("model=nano", "objective=sft", "dataset=sft_files", "dataset.domain_field=task", "dataset.seq_len=256"),
     *("dataset.tokenizer.vocab_size=4096", "dataset.overlap.n=0", "dataset.validation.max_rows=4"),
     *("trainer.global_batch_size=16", "trainer.threads=1", "trainer.progress=none", "optimizer.lr=2e-3"),
 ]
-WARM_EPOCHS = 4
+WARM_EPOCHS = 8
 # What each method is told beside the amount; {warm}: the folder of the run whose model is measured under.
 METHODS: dict[str, list[str]] = {
     "random": [],
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--target", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--tasks", default="commonsense,gsm8k,mbpp,medquad")
+    parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--work", type=Path, default=Path("outputs/planted"))
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()

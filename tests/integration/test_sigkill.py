@@ -5,6 +5,7 @@ Once per kind of strategy by default; every method file under `make test-all`.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 from regimen.training.callbacks.checkpoint import checkpoints, step_of
 from tests.contract.test_methods import METHODS, assert_equal_weights, overrides_of
-from tests.support.runs import SMALL, run, story
+from tests.support.runs import SMALL, lines, run, story, write_corpus
 
 STEPS, SAVE = 150, 7
 ONE_PER_KIND = ("loss_selection", "odm", "folding", "loss_weighting")
@@ -62,3 +63,42 @@ def test_a_killed_run_goes_on_exactly(method: str, corpus: Path, home: Path, tmp
     assert story(resumed) == story(whole), f"killed after step {step}, resumed from {reached}"
     assert_equal_weights(checkpoints(resumed)[-1], checkpoints(whole)[-1])
     assert not list(killed.rglob("*.tmp"))
+
+
+MEASURED = (
+    *("method=less", "++strategies.less.by.run=null", "strategies.less.by.sketch.adam=none"),
+    *("strategies.less.by.sketch.dimensions=64", "strategies.less.ratio=0.2", "dataset.seq_len=16"),
+    *("dataset.target={path: null, from: [sums], rows_per_subtask: 4, seed: 0}", "trainer.sweep_batch_size=2"),
+)
+
+
+def test_a_killed_measurement_goes_on_where_it_stopped(home: Path, tmp_path: Path) -> None:
+    """Gradients of thousands of rows before training: what was measured is kept, and the rest changes nothing."""
+    corpus = write_corpus(tmp_path / "corpus", documents=150)
+    whole = run(corpus, home, *MEASURED, f"run_dir={tmp_path}/whole", f"paths.store={tmp_path}/store-whole")
+    store, killed = tmp_path / "store", tmp_path / "killed"
+    fixed = [f"dataset.path={corpus}", f"paths.pools={home}/pools", f"paths.store={store}", f"run_dir={killed}"]
+    command = [sys.executable, "-m", "regimen", "train", *SMALL, *fixed, *MEASURED]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=home)
+    deadline = time.monotonic() + 120
+    while not list(store.glob("measurements/*/progress.json")):
+        assert process.poll() is None and time.monotonic() < deadline, "it was not killed half-way"
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    (progress,) = store.glob("measurements/*/progress.json")
+    done, total = json.loads(progress.read_text())["rows"], whole_rows(whole)
+    assert 0 < done < total
+    resumed = run(corpus, home, *MEASURED, f"run_dir={killed}", f"paths.store={store}")
+    decided, expected = ([row for row in lines(f / "record.jsonl") if "digest" in row] for f in (resumed, whole))
+    assert [row["digest"] for row in decided] == [row["digest"] for row in expected]
+    assert_equal_weights(checkpoints(resumed)[-1], checkpoints(whole)[-1])
+    found, all_now = (json.loads((f / "summary.json").read_text())["flops"]["measuring"] for f in (resumed, whole))
+    assert all_now < found < 1.01 * all_now, "all rows are charged, and the target's gradients a second time"
+    assert not progress.exists()
+
+
+def whole_rows(folder: Path) -> int:
+    """Rows that the selector of a finished run could choose from."""
+    (line,) = [row for row in lines(folder / "record.jsonl") if row["kind"] == "selector"]
+    return int(line["of"])

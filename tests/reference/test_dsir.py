@@ -154,3 +154,23 @@ def test_a_small_target_wants_smoothing(shared, wanted):
     smooth = precision(shared, wanted, target, laplace=True)
     assert rough < smooth and smooth >= 0.9
     assert precision(shared, wanted, target, laplace=True, per_token=True) >= 0.95
+
+
+def test_resampling_closes_the_divergence_from_the_target():
+    """Of many rows of one word each, a few that are drawn by importance have the target's words: KL drops to about 0."""
+    wanted = {"red": 0.7, "green": 0.2, "blue": 0.1}
+    raw = ["red"] * 1500 + ["green"] * 1500 + ["blue"] * 3000
+    target = [word for word, part in wanted.items() for _ in range(int(1000 * part))]
+    signal = ratio()
+    meter = Texts(raw, target)
+    seen = meter.seen(signal, ids=torch.arange(len(raw)))
+    chosen = Dsir(by=signal, ratio=None, count=400, min_tokens=0).decide(None, seen).tolist()
+
+    def divergence(words: list[str]) -> float:
+        counts = Counter(words)
+        return sum(p * math.log(p / (counts[word] / len(words))) for word, p in wanted.items())
+
+    before, after = divergence(raw), divergence([raw[i] for i in chosen])
+    exact = sum(p * math.log(p / (raw.count(word) / len(raw))) for word, p in wanted.items())
+    assert before == pytest.approx(exact) and before > 0.5
+    assert after < 0.02 * before  # (K - 1) / (2 * 400) = .0025 nats are expected of a sample

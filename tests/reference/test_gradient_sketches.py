@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regimen.core.measuring import Sketch
+from regimen.training.folding import Fold
 from regimen.training.ghost import RowGradients, dots_with, ghost_dots, ghost_pays, squared_norms
 from regimen.training.sketching import Moments, Sketcher, row_losses
 from tests.support.gradients import MODELS, Rows, adapted, by_backward, gpt2, llama, qwen2, rows, tied
@@ -177,3 +178,40 @@ def test_products_with_one_gradient(parameters: str) -> None:
 def test_the_rule_when_ghosts_pay() -> None:
     assert ghost_pays(8, 8, (16, 8)) and not ghost_pays(8, 9, (16, 8))
     assert ghost_pays(256, 256, (8192, 256)) and not ghost_pays(256, 256, (256, 256))
+
+
+def test_a_fold_to_8192_has_the_stated_error() -> None:
+    """Cosines of vectors of several matrices, 120,000 numbers in all: rmse at most .013 and a bias below .001."""
+    shapes = {name: torch.Size(shape) for name, shape in (("a", (300, 200)), ("b", (128, 400)), ("c", (8800,)))}
+    draw = torch.Generator().manual_seed(0)
+    common = torch.randn(1, 120_000, generator=draw)
+    vectors = torch.randn(16, 120_000, generator=draw) + torch.linspace(0, 1, 16)[:, None] * common
+    exact, errors = cosines(vectors), []
+    for seed in range(6):
+        fold = Fold(shapes, dimensions=8192, seed=seed, device="cpu")
+        out, start = fold.empty(16), 0
+        for name, shape in shapes.items():
+            fold.add(out, name, 0, vectors[:, start : start + shape.numel()])
+            start += shape.numel()
+        errors.append(cosines(fold.finish(out)) - exact)
+    found = torch.stack(errors)
+    assert float(found.square().mean().sqrt()) <= 0.013
+    assert abs(float(found.mean())) < 0.001
+
+
+def test_gradients_below_the_smallest_half_keep_their_direction() -> None:
+    """A head so sure of all targets that gradients are near 1e-9: in half precision they would be 0."""
+    model, given = llama(), rows()
+    given.targets[given.targets != -100] = 7
+    with torch.no_grad():
+        model.lm_head.weight[7] = 0
+        model.model.norm.weight.zero_()
+        model.model.norm.weight[0] = 1
+        model.lm_head.weight[:, 0] = 0
+        states = model.model(input_ids=given.inputs).last_hidden_state[..., 0]
+        model.lm_head.weight[:, 0] = -14 / states.abs().min() * states.sign()[0, 0]
+        model.lm_head.weight[7, 0] *= -1
+    exact = by_backward(model, given, double=True)
+    found = sketched(model, Sketch(kind="whole"), given)
+    assert 0 < float(exact[1].abs().max()) < 6e-8
+    assert float(torch.nn.functional.cosine_similarity(found[1].double(), exact[1], dim=0)) > 1 - 1e-4

@@ -220,3 +220,16 @@ def test_what_cannot_be_rewarded():
         PolicyInfluence(samples=1, baseline="mean")
     with pytest.raises(ConfigError, match="no target set"):
         measured(signal(), replace(meter(), targets=None))
+
+
+def test_rows_step_as_adam_does_and_rewards_are_plain_gradients():
+    """The train side is LESS: Adam's direction for rows, which DataFlex computes and then drops."""
+    size = sum(p.numel() for p in TinyLM(V, width=3).parameters())
+    first = 0.1 * torch.randn(size, generator=generator(1), dtype=torch.float64)
+    at = replace(meter(), state=State(TinyLM(V, width=3, seed=7), first, first**2 + 0.01))
+    of = replace(signal(), sketch=Sketch(kind="whole", adam="inside"))
+    wanted, _ = of.estimates(at, [prompt_of(r) for r in at.target.examples(torch.arange(3))], generator("answers", 0))
+    steps = at.sketches(torch.arange(3), of.sketch)
+    expected = torch.cosine_similarity(steps[:, None], wanted[None], dim=2)
+    assert torch.allclose(measured(of, at), expected, atol=1e-6)
+    assert float((measured(replace(of, sketch=Sketch(kind="whole")), at) - expected).abs().max()) > 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from regimen.core.measuring import Checkpoint, Sketch
 from regimen.signals.influence import Influence
 from regimen.signals.pairs import read_pairs
 from regimen.signals.preference_influence import PreferenceInfluence
+from regimen.signals.preference_influence import _rows as rows_of
 from tests.support.exact_meter import ExactMeter, State, TinyLM, flat_gradient, summed_loss, tokens_of
+from tests.support.languages import language_of, tiny, tokenizer_at
 
 V = 6  # letters a to e, and the end
 PAIRS = [
@@ -148,8 +151,24 @@ def test_what_is_no_pair(tmp_path):
         PreferenceInfluence(path=str(tmp_path / "none.jsonl"))
     with pytest.raises(ConfigError, match="beta"):
         PreferenceInfluence(path=written(tmp_path, PAIRS), beta=0.0)
+    (tmp_path / "late.jsonl").write_text('{"prompt": "a", "chosen": "b"}')
+    with pytest.raises(ConfigError, match="line 1 .* is no pair"):
+        PreferenceInfluence(path=str(tmp_path / "late.jsonl"))  # not after a warm-up
     for text, match in (("{", "line 1 .* is not JSON"), ('\n{"prompt": "a"}', "line 2 .* is no pair"), ("", "no pref")):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(ConfigError, match=match):
             read_pairs(tmp_path / "bad.jsonl")
     assert read_pairs(Path(written(tmp_path, PAIRS)))[2].subtask == "code"
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(tmp_path):
+    """It would count as a pair of equal answers."""
+    folder = tmp_path / "tokenizer"
+    tokenizer_at(folder)
+    at = SimpleNamespace(language=language_of(tiny(context=60), folder))
+    fine = {"prompt": "p", "chosen": "c" * 400, "rejected": "r"}
+    long = {"prompt": "p" * 80, "chosen": "c", "rejected": "r"}
+    pairs = read_pairs(Path(written(tmp_path, [fine, long])))
+    assert all(bool(row.learnt.any()) for row in rows_of(pairs[:1], at))
+    with pytest.raises(ConfigError, match=r"no room(.|\n)*pair 2(.|\n)*60 tokens"):
+        rows_of(pairs, at)

@@ -265,3 +265,36 @@ def test_what_it_needs():
 def test_settings_that_cannot_work(fields, words):
     with pytest.raises(ConfigError, match=words):
         selector(**fields)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_pools_of_a_few_rows(rows):
+    """Where a tenth of the rows is none, and an inverted file would have no list."""
+    points, target = torch.randn(rows, 3, generator=generator(1)), torch.randn(2, 3, generator=generator(2))
+    near = set(torch.cdist(target, points).argmin(1).tolist())
+    for density in ("kde", "uniform"):
+        chosen = selector(density=density, ratio=None, count=len(near))
+        assert set(decided(chosen, see(points, target))) == near
+        assert float(chosen.assign(points, target).probability.sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_near_the_limits_of_alpha():
+    """Next to 1 nearly all mass is on the nearest rows, next to 0 it is spread evenly: no jump at either end."""
+    rows, target = instance(4)
+    for density in ("kde", "uniform"):
+        for end, inside in ((1.0, 1 - 1e-9), (0.0, 1e-9)):
+            at, near = (selector(alpha=a, density=density).assign(rows, target) for a in (end, inside))
+            assert torch.allclose(at.probability, near.probability, atol=1e-6)
+    nearest = torch.bincount(torch.cdist(target, rows).argmin(1), minlength=len(rows)).double() / len(target)
+    assert torch.allclose(selector(alpha=1 - 1e-9, density="uniform").assign(rows, target).probability, nearest)
+    spread = [selector(alpha=a, density="uniform", scale=1.0).assign(rows, target).spread for a in (0.1, 0.5, 0.9, 1)]
+    assert spread == sorted(spread, reverse=True) and spread[-1] == 1
+
+
+def test_a_count_beyond_the_pool_is_refused_before_anything_is_measured():
+    rows, target = instance(4)
+    seen = see(rows, target)
+    with pytest.raises(ConfigError, match=f"1 to {len(rows)}"):
+        selector(ratio=None, count=len(rows) + 1).init(seen.index)
+    with pytest.raises(ConfigError, match="1 to 10"):
+        selector(ratio=None, count=11, candidates=10).init(seen.index)

@@ -158,6 +158,10 @@ class Signal:
         """Folders of finished runs, or checkpoints, whose models measure it; None stands for the one in training."""
         return (None,) if self.passes() else ()
 
+    def aims(self) -> bool:
+        """Whether it measures the target set: without one, a run is refused before anything is trained."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSignal(Signal):

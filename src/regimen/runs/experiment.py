@@ -156,6 +156,17 @@ def _refuse_uneven_draw(strategies: list[Placed], rows: int) -> None:
             )
 
 
+def refuse_no_target(strategies: list[Placed], pool: Pool) -> None:
+    """Raises ConfigError where a strategy aims at a target set and the pool has none."""
+    for p in strategies if pool.target is None else ():
+        if p.strategy.needs_of_target() or any(signal.aims() for signal in p.strategy.needs()):
+            raise ConfigError(
+                f"{p.name} aims at a target set, and the dataset has none",
+                got="dataset.target.path=null, dataset.target.from=null",
+                do="type dataset.target.path=FILE, or 'dataset.target.from=[DOMAIN,...]' to set some rows aside",
+            )
+
+
 def _refuse_missing_gpu(accelerator: str) -> None:
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
@@ -184,6 +195,7 @@ def make_experiment(
         raise ConfigError("trainer.global_batch_size counts rows", got=rows, allowed="1 or more")
     strategies = make_strategies(settings["strategies"])
     _refuse_uneven_draw(strategies, rows)
+    refuse_no_target(strategies, pool)
     if not meta:
         _refuse_missing_gpu(settings["trainer"]["accelerator"])
     with torch.device("meta" if meta else "cpu"):

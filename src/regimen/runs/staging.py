@@ -19,7 +19,7 @@ from regimen.core.files import disk_errors
 from regimen.data.pool import Pool
 from regimen.runs import stages, validate
 from regimen.runs.compose import compose_plain
-from regimen.runs.experiment import make_pool
+from regimen.runs.experiment import make_pool, refuse_no_target
 from regimen.runs.handover import given, references, rehearsed, resolve
 from regimen.runs.identity import run_name
 from regimen.runs.locks import Busy, held
@@ -271,8 +271,12 @@ def rehearse(settings: Mapping[str, Any], pool: Pool) -> None:
             member = stages.members(settings, name, round_number=number, domains=len(pool.domains))[-1]
             composed = compose_plain(member.overrides, where=f"stages.{name}")
             validate.settings(composed)
-            make_strategies(resolve(composed["strategies"], stand_in))
-    for placed in make_strategies(resolve(settings["strategies"], stand_in)):
+            made = make_strategies(resolve(composed["strategies"], stand_in))
+            if composed["dataset"] == settings["dataset"]:
+                refuse_no_target(made, pool)
+    own = make_strategies(resolve(settings["strategies"], stand_in))
+    refuse_no_target(own, pool)
+    for placed in own:
         placed.strategy.init(pool.train.index)
 
 

@@ -10,6 +10,7 @@ from fractions import Fraction
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
 
 
 def check_amount(ratio: float | None, count: int | None, token_ratio: float | None = None) -> None:
@@ -55,6 +56,15 @@ def amount(n: int, ratio: float | None, count: int | None) -> int:
     if kept == 0:
         raise ConfigError("the ratio keeps no row", got=f"ratio={ratio} of {n} rows", do="raise ratio, or give count")
     return kept
+
+
+def check_enough(index: PoolIndex, candidates: int | None, ratio: float | None, count: int | None) -> None:
+    """Refuse, before anything is measured, an amount that cannot be kept of as many rows as there can be (ConfigError).
+
+    A part of the tokens, ratio and count null, can be kept of any rows that have some.
+    """
+    if ratio is not None or count is not None:
+        amount(min(candidates or index.rows, index.rows), ratio, count)
 
 
 def kept_of(tokens: Tensor, ratio: float | None, count: int | None, token_ratio: float | None) -> int:

@@ -74,7 +74,7 @@ class Density(Selector):
         if vectors.dim() != 2 or not bool(torch.isfinite(vectors).all()):
             raise ConfigError(f"{self.by} does not give a finite vector per row", got=tuple(vectors.shape))
         if self.kernel == "exact" or (self.kernel == "auto" and len(ids) <= _EXACT):
-            density = kernel_sums(vectors, bandwidth=self.bandwidth, power=self.power)  # (n,)
+            density = kernel_sums(vectors.double(), bandwidth=self.bandwidth, power=self.power)  # (n,)
         else:
             density = sketched_sums(
                 vectors,
@@ -114,7 +114,7 @@ def sketched_sums(
     sums = torch.zeros(n, dtype=torch.float64)  # (n,)
     for first in range(0, hashes, _HASHES):
         r = min(_HASHES, hashes - first)
-        directions = torch.randn(d, r * power, generator=generator, dtype=torch.float64)  # (d, r * p)
+        directions = torch.randn(d, r * power, generator=generator, dtype=torch.float64).to(vectors)  # (d, r * p)
         shifts = torch.rand(r * power, generator=generator, dtype=torch.float64)  # (r * p,)
         steps = (vectors @ directions / bandwidth + shifts).floor().long()  # (n, r * p)
         joint = torch.randint(1, _PRIME, (r, power), generator=generator)  # (r, p)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import kept_of, require_amount
+from regimen.selection.common import check_enough, kept_of, require_amount
 from regimen.selection.rules import gumbel_top_k, top_k
 
 
@@ -55,6 +56,11 @@ class Scores(Selector):
             got = f"ratio={self.ratio}, count={self.count}, token_ratio={self.token_ratio}"
             do = "set ratio and count to null, token_ratio too"
             raise ConfigError("the threshold says how many rows to keep", got=got, do=do)
+
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
+        check_enough(index, self.candidates, self.ratio, self.count)
+        return super().init(index)
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
 from regimen.core.seeding import generator
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import kept_of, require_amount
+from regimen.selection.common import check_enough, kept_of, require_amount
 from regimen.selection.shapley import group_shapley, quality_ordered, quality_weighted, removals
 from regimen.signals.clustering import cluster, representatives
 
@@ -147,6 +148,11 @@ class Shed(Clustered):
             raise ConfigError("factor multiplies the values", got=self.factor, allowed="0 or more")
         if not isinstance(self.utilities, Mapping):  # one stands for all before the set has run
             self._passes()
+
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
+        check_enough(index, self.candidates, self.ratio, self.count)
+        return super().init(index)
 
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Ids (M,) int64, best first. Raises ConfigError for a number of runs, or losses, that give no values."""

@@ -20,7 +20,7 @@ from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, kept_of, require_amount
+from regimen.selection.common import amount, check_enough, kept_of, require_amount
 from regimen.selection.neighbours import best_rows
 from regimen.selection.rules import doubly_greedy, gumbel_top_k, rank_by_rank, round_robin, top_k
 from regimen.selection.transport import unbalanced_transport
@@ -74,6 +74,11 @@ class Targeted(Selector):
         if not (0 < self.epsilon < float("inf") and 0 < self.penalty < float("inf")):
             got = f"epsilon={self.epsilon}, penalty={self.penalty}"
             raise ConfigError("epsilon and penalty are weights of divergences", got=got, allowed="above 0")
+
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
+        check_enough(index, self.candidates, self.ratio, self.count)
+        return super().init(index)
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selection, Selector
-from regimen.selection.common import kept_of, require_amount
+from regimen.selection.common import check_enough, kept_of, require_amount
 
 _TIES = 0.1  # part of the kept rows from which on ties are told
 
@@ -41,6 +42,11 @@ class TopK(Selector):
         require_amount(self.ratio, self.count, self.token_ratio)
         if self.polarity not in (1, -1):
             raise ConfigError("polarity says which scores are kept", got=self.polarity, allowed="1 (highest), -1")
+
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
+        check_enough(index, self.candidates, self.ratio, self.count)
+        return super().init(index)
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selection, Selector
-from regimen.selection.common import amount, kept_of, require_amount
+from regimen.selection.common import amount, check_enough, kept_of, require_amount
 from regimen.selection.neighbours import Search, by_faiss, nearest
 from regimen.selection.rules import gumbel_top_k
 from regimen.selection.targeted import ordered, target_of
@@ -101,6 +102,11 @@ class Tsds(Selector):
             raise ConfigError(
                 "draw=repeats draws a number of rows", got=f"token_ratio={self.token_ratio}", do="give ratio or count"
             )
+
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
+        check_enough(index, self.candidates, self.ratio, self.count)
+        return super().init(index)
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)

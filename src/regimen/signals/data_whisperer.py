@@ -99,6 +99,9 @@ class DataWhisperer(Signal):
     def models(self) -> tuple[str | None, ...]:
         return (self.model,)
 
+    def aims(self) -> bool:
+        return self.questions == "target"
+
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
         """Scores (n,). Raises ConfigError for rows that ask nothing, a context too short, no answer that is read."""
         judge = meter if self.model is None else meter.under(self.model)

@@ -61,3 +61,6 @@ class EmbeddedValue(Signal):
 
     def models(self) -> tuple[str | None, ...]:
         return (self.run,)
+
+    def aims(self) -> bool:
+        return True

@@ -90,6 +90,9 @@ class Influence(CheckpointInfluence):
     def __post_init__(self) -> None:
         check_val_agg(self.val_agg)
 
+    def aims(self) -> bool:
+        return True
+
     def directions(self, at: Meter) -> Tensor:
         """(M, d). Raises ConfigError where the pool has no target set."""
         target = at.target

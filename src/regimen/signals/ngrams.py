@@ -133,6 +133,9 @@ class NgramLogRatio(Signal):
         if not 1 <= self.buckets < 2**31:
             raise ConfigError("buckets counts hash buckets", got=self.buckets, allowed="1 to 2^31 - 1")
 
+    def aims(self) -> bool:
+        return self.target is None
+
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
         table = WordHashes()
         wanted = np.zeros(self.buckets, np.int64)  # (B,)

@@ -81,6 +81,9 @@ class PolicyInfluence(CheckpointInfluence):
                 allowed=f"samples of {least} or more with baseline={self.baseline}, max_new_tokens of 1 or more",
             )
 
+    def aims(self) -> bool:
+        return True
+
     def directions(self, at: Meter) -> Tensor:
         """(M, d) unit policy gradients. Raises ConfigError where the pool has no target set."""
         target = at.target

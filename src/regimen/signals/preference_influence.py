@@ -54,13 +54,17 @@ class PreferenceInfluence(CheckpointInfluence):
             )
         if not self.beta > 0:
             raise ConfigError("beta scales the margin of a preference", got=self.beta, allowed="above 0")
+        read_pairs(Path(self.path))  # refuses what is no pair before anything is trained
 
     def models(self) -> tuple[str | None, ...]:
         margins = self.reference is not None and self.val_agg == "cos_of_mean"
         return (self.run, self.reference) if margins else (self.run,)
 
     def directions(self, at: Meter) -> Tensor:
-        """(S, d): mean unit gradients by subtask, or unit mean gradients."""
+        """(S, d): mean unit gradients by subtask, or unit mean gradients.
+
+        Raises ConfigError for a prompt that leaves no room for an answer.
+        """
         pairs = read_pairs(Path(self.path))
         names = sorted({pair.subtask for pair in pairs})
         subtask = torch.tensor([names.index(pair.subtask) for pair in pairs])  # (P,)
@@ -97,7 +101,16 @@ def _rows(pairs: list[Pair], at: Meter) -> list[Example]:
     """Rows of all chosen answers, then of all rejected ones."""
     language = at.language
     rows = [language.answer(pair.prompt, pair.chosen) for pair in pairs]
-    return rows + [language.answer(pair.prompt, pair.rejected) for pair in pairs]
+    rows += [language.answer(pair.prompt, pair.rejected) for pair in pairs]
+    cut = [k % len(pairs) for k, row in enumerate(rows) if not bool(row.learnt.any())]
+    if cut:
+        raise ConfigError(
+            "the prompt of a preference pair leaves no room for an answer",
+            got=f"pair {min(cut) + 1}, whose prompt begins {pairs[min(cut)].prompt[:60]!r}",
+            allowed=f"prompts shorter than the model's context of {language.context} tokens",
+            do="leave the pair out, or raise model.config.max_position_embeddings",
+        )
+    return rows
 
 
 def _equal(a: Example, b: Example) -> bool:

@@ -55,6 +55,9 @@ class Similarity(Signal):
         used = (*self.of.models(), *(self.to.models() if self.to is not None else ()))
         return tuple(dict.fromkeys(used))
 
+    def aims(self) -> bool:
+        return True
+
     def _wanted(self, meter: Meter) -> Tensor:
         """What rows are compared with, (M, d)."""
         target = meter.target

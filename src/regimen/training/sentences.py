@@ -45,6 +45,9 @@ def _load(encoder: str, device: str) -> Any:
             got=f"import sentence_transformers: {error}",
             do="pip install 'regimen[sentences]', or use hidden states of a model: regimen.signals.embedding.Embedding",
         ) from error
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     try:
         return SentenceTransformer(encoder, device=device).eval()
     except (OSError, ValueError, RuntimeError) as error:
