@@ -114,7 +114,12 @@ def count_of(pool: Path, task: str) -> int:
 
 def warm_up(pool: Path, target: Path, work: Path, seed: int) -> None:
     """Train the model that is measured under, and keep four checkpoints of it."""
-    told = [f"budget.epochs={WARM_EPOCHS}", "trainer.save_at=[0.25,0.5,0.75,1]", "evaluation.at=[1]"]
+    told = [
+        f"budget.epochs={WARM_EPOCHS}",
+        "dataset.max_epochs_per_domain=null",
+        "trainer.save_at=[0.25,0.5,0.75,1]",
+        "evaluation.at=[1]",
+    ]
     _regimen(
         "train", "method=natural", *_data(pool, target, work), *told, f"seed={seed}", f"run_dir={_warm(work, seed)}"
     )

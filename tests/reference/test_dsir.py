@@ -157,7 +157,7 @@ def test_a_small_target_wants_smoothing(shared, wanted):
 
 
 def test_resampling_closes_the_divergence_from_the_target():
-    """Of many rows of one word each, a few that are drawn by importance have the target's words: KL drops to about 0."""
+    """Of many rows of one word each, those drawn by importance have the words of the target: KL drops to 0."""
     wanted = {"red": 0.7, "green": 0.2, "blue": 0.1}
     raw = ["red"] * 1500 + ["green"] * 1500 + ["blue"] * 3000
     target = [word for word, part in wanted.items() for _ in range(int(1000 * part))]

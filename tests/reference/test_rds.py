@@ -9,6 +9,7 @@ from regimen.core.errors import ConfigError
 from regimen.core.seeding import generator
 from regimen.signals.pooling import pool_states
 from tests.reference.test_near import built, chosen, states
+from tests.support.languages import tiny
 from tests.support.vector_meter import meter_of
 
 POOLINGS = ("mean", "position_weighted", "last")
@@ -81,3 +82,25 @@ def test_a_row_that_two_want_costs_no_turn():
     cosine = torch.nn.functional.cosine_similarity(rows[:, None], target[None], dim=2)
     second = max((1, 2), key=lambda i: float(cosine[i, 1]))
     assert chosen(built("rds"), meter, 2) == [0, second]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])
+def test_padding_on_either_side_changes_nothing(architecture):
+    """Of a real model: states of rows that are padded on the left, with a mask and positions, moved to the left."""
+    model = tiny(architecture).eval().base_model
+    rows = [torch.randint(3, 250, (length,), generator=generator(length)) for length in LENGTHS]
+    width, lengths = max(LENGTHS) + 2, torch.tensor(LENGTHS)
+    left = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=1) for row in rows])
+    right = torch.stack([torch.nn.functional.pad(row, (0, width - len(row)), value=1) for row in rows])
+    mask = (torch.arange(width) >= width - lengths[:, None]).long()
+    with torch.no_grad():
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        before = model(input_ids=left, attention_mask=mask, position_ids=places).last_hidden_state
+        after = model(input_ids=right).last_hidden_state  # as rows are read: a causal model never sees what follows
+        single = [model(input_ids=row[None]).last_hidden_state for row in rows]
+    moved = torch.stack([row.roll(length - width, 0) for row, length in zip(before, LENGTHS, strict=True)])
+    for pooling in POOLINGS:
+        found = pool_states(after, lengths, pooling)
+        alone = torch.cat([pool_states(s, torch.tensor([s.shape[1]]), pooling) for s in single])
+        torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(pool_states(moved, lengths, pooling), alone, atol=1e-5, rtol=1e-4)

@@ -165,10 +165,10 @@ def test_a_prompt_without_room_for_an_answer_is_refused(tmp_path):
     """It would count as a pair of equal answers."""
     folder = tmp_path / "tokenizer"
     tokenizer_at(folder)
-    at = SimpleNamespace(language=language_of(tiny(context=60), folder))
+    at = SimpleNamespace(language=language_of(tiny(context=200), folder))
     fine = {"prompt": "p", "chosen": "c" * 400, "rejected": "r"}
-    long = {"prompt": "p" * 80, "chosen": "c", "rejected": "r"}
+    long = {"prompt": "p" * 300, "chosen": "c", "rejected": "r"}
     pairs = read_pairs(Path(written(tmp_path, [fine, long])))
     assert all(bool(row.learnt.any()) for row in rows_of(pairs[:1], at))
-    with pytest.raises(ConfigError, match=r"no room(.|\n)*pair 2(.|\n)*60 tokens"):
+    with pytest.raises(ConfigError, match=r"no room(.|\n)*pair 2(.|\n)*200 tokens"):
         rows_of(pairs, at)

@@ -281,6 +281,7 @@ def test_pools_of_a_few_rows(rows):
 def test_near_the_limits_of_alpha():
     """Next to 1 nearly all mass is on the nearest rows, next to 0 it is spread evenly: no jump at either end."""
     rows, target = instance(4)
+    rows = rows[len(rows) // 4 :]  # without doubles, between which mass may lie anyhow
     for density in ("kde", "uniform"):
         for end, inside in ((1.0, 1 - 1e-9), (0.0, 1e-9)):
             at, near = (selector(alpha=a, density=density).assign(rows, target) for a in (end, inside))
