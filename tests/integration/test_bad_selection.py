@@ -109,12 +109,14 @@ def test_adapters_that_were_never_trained(regimen: CommandLine) -> None:
 def test_a_reference_that_reads_other_tokens(regimen: CommandLine, corpus: Path, home: Path) -> None:
     other = run(corpus, home, "method=uniform", "dataset.tokenizer.kind=bpe", "dataset.tokenizer.vocab_size=300")
     words = ["another tokenizer", str(other), "same dataset.tokenizer"]
-    assert_stopped(regimen, ["method=rho_loss", f"++strategies.rho_loss.reference={other}"], words)
-    assert_stopped(regimen, ["method=less", TARGET, f"++strategies.less.by.run={other}"], words)
+    assert_refused(regimen, ["method=rho_loss", f"++strategies.rho_loss.reference={other}"], words)
+    assert_refused(regimen, ["method=less", TARGET, f"++strategies.less.by.run={other}"], words)
 
 
 def test_a_reference_that_is_no_run(regimen: CommandLine, home: Path) -> None:
-    assert_stopped(regimen, ["method=rho_loss", f"++strategies.rho_loss.reference={home}"], ["not a run folder"])
+    for path in (home, home / "nothing"):
+        words = ["not a run folder", f"got:     {path}\n"]
+        assert_refused(regimen, ["method=rho_loss", f"++strategies.rho_loss.reference={path}"], words)
 
 
 def test_a_model_without_attention_weights(

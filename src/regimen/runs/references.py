@@ -42,9 +42,17 @@ def load_model(path: Path, pool: Pool) -> nn.Module:
     return _load(path, pool)[0]
 
 
-def _load(path: Path, pool: Pool) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """The model, the checkpoint and the settings of its run."""
-    folder = path if path.is_dir() and (path / "config.yaml").is_file() else path.parents[1]
+def refuse_unreadable(strategies: list[Strategy], pool: Pool) -> None:
+    """Raises ConfigError where a signal needs the model of a run that is not there, or cannot read rows of `pool`."""
+    signals = {s for strategy in strategies for s in (*strategy.needs(), *strategy.needs_of_target())}
+    for path in {path for signal in signals for path in signal.models()}:
+        if path is not None:
+            _readable(Path(path).expanduser(), pool)
+
+
+def _readable(path: Path, pool: Pool) -> tuple[Path, dict[str, Any]]:
+    """The folder and the settings of a finished run that `path`, or a checkpoint at `path`, belongs to."""
+    folder = path.parents[1] if path.suffix == ".ckpt" else path
     settings, summary = read_run(folder)
     if summary["fingerprints"]["tokenizer"] != pool.tokenizer_fingerprint:
         raise ConfigError(
@@ -53,6 +61,12 @@ def _load(path: Path, pool: Pool) -> tuple[nn.Module, dict[str, Any], dict[str, 
             allowed=f"that of the pool {pool.name}: {pool.tokenizer_fingerprint}",
             do="train the reference on the same dataset.tokenizer",
         )
+    return folder, settings
+
+
+def _load(path: Path, pool: Pool) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """The model, the checkpoint and the settings of its run."""
+    folder, settings = _readable(path, pool)
     file = checkpoints(folder)[-1] if path == folder else path
     saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     model = make_model({**settings["model"], "compile": False}, pool)

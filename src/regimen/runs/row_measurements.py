@@ -2,8 +2,8 @@
 
 What was measured before training or under finished models goes to the store, where any run finds it; what was measured
 on the way goes to the run's own folder until a checkpoint has passed it. The cost of what is found is charged as if it
-had been measured now, so that no method is cheaper for having come second. After a kill, what all parts share (gradients
-of the target set) is measured again, and charged again.
+had been measured now, so that no method is cheaper for having come second. After a kill, what all parts share
+(gradients of the target set) is measured again, and charged again.
 """
 
 from __future__ import annotations

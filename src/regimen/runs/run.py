@@ -22,7 +22,7 @@ from regimen.runs.experiment import make_experiment
 from regimen.runs.handover import left
 from regimen.runs.measurements import Measurements
 from regimen.runs.optimizers import make_optimizer
-from regimen.runs.references import RunModels, load_model, reference_folders
+from regimen.runs.references import RunModels, load_model, reference_folders, refuse_unreadable
 from regimen.runs.row_measurements import ModelIdentity, RowMeasurements
 from regimen.runs.staging import Done, resolved, stage_costs
 from regimen.runs.store import Store
@@ -178,7 +178,9 @@ class Run:
 
     def _compare_with(self, pool: Pool) -> None:
         """Load the reference models that strategies need."""
-        for folder in reference_folders([p.strategy for p in self.experiment.strategies]):
+        strategies = [p.strategy for p in self.experiment.strategies]
+        refuse_unreadable(strategies, pool)
+        for folder in reference_folders(strategies):
             self.context.references[folder] = Reference(
                 load_model(Path(folder), pool),
                 chunk=self.module.objective.chunk,

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from regimen.core.errors import ConfigError
 from regimen.core.measuring import Sketch
-from regimen.training.cross_entropy import IGNORE, token_losses
+from regimen.training.cross_entropy import IGNORE
 from regimen.training.factors import Factors
 from regimen.training.folding import Fold, Projections, Sink, Whole
 from regimen.training.gradients import chosen_parameters
+from regimen.training.predictions import predicted_losses
 from regimen.training.taps import Taps, linear_weights
 
 _PART = 2**20  # numbers of b gradients that are held at a time: about what fits a core's cache
-_LOGITS = 2**20  # logits that are upcast at a time on a CPU, for the same reason
 
 
 class Moments(NamedTuple):
@@ -171,10 +171,7 @@ def row_losses(
     model: nn.Module, inputs: Tensor, targets: Tensor, positions: Tensor | None, *, reduction: str, chunk: int
 ) -> Tensor:
     """(b,) float32: the mean or sum of each row's target token losses, 0 where it has none."""
-    logits = model(input_ids=inputs, position_ids=positions, use_cache=False).logits
-    if logits.device.type == "cpu":
-        chunk = min(chunk, max(16, _LOGITS // logits.shape[-1]))
-    sums = token_losses(logits, targets, chunk=chunk).sum(1)  # (b, L, V) -> (b,)
+    sums = predicted_losses(model, inputs, targets, positions, chunk=chunk).sum(1)  # (b, L) -> (b,)
     return sums if reduction == "sum" else sums / (targets != IGNORE).sum(1).clamp(min=1)
 
 

@@ -22,6 +22,9 @@ from regimen.training.cost import CostClock, rows_flops
 from regimen.training.examples import ExampleRows
 from regimen.training.loader import Batch, collate
 from regimen.training.module import LanguageModule
+from regimen.training.predictions import predicted_losses
+
+_CPU_TOKENS = 1024  # of a part: what a layer makes of more does not stay in a core's cache
 
 
 class Measured(NamedTuple):
@@ -126,9 +129,10 @@ class Sweeper:
         by_length = self.index.inputs_of(ids).argsort(stable=True)  # rows of one length together: little padding
         per_rank = -(-len(ids) // world)
         padded = by_length[torch.arange(per_rank * world).clamp(max=len(ids) - 1)]
-        size = min(self.batch_size, rows or self.batch_size)
+        by_rank = padded.view(world, -1)
+        sizes = self._parts(self.index.inputs_of(ids)[by_rank].amax(0), min(self.batch_size, rows or self.batch_size))
         with self.clock.timed(self.purpose), undisturbed(self.module, gradients=gradients):
-            mine = [of(ids[part]).cpu() for part in padded.view(world, -1)[rank].split(size)]
+            mine = [of(ids[part]).cpu() for part in by_rank[rank].split(sizes)]
             everyone = gathered(self.trainer, torch.cat(mine))  # (per_rank, d) -> (W * per_rank, d)
         tokens = float(self.index.tokens_of(ids).sum())
         flops = rows_flops(self.module.forward_flops, self.index.inputs_of(ids)) * passes
@@ -136,6 +140,17 @@ class Sweeper:
         out = torch.empty(len(ids), *everyone.shape[1:], dtype=everyone.dtype)
         out[padded] = everyone
         return out
+
+    def _parts(self, lengths: Tensor, most: int) -> list[int]:
+        """How many rows each part has, of rows of ascending `lengths` (n,); on a CPU fewer than `most` if they are long."""
+        sizes, done = [], 0
+        while done < len(lengths):
+            size = min(most, len(lengths) - done)
+            if self.module.device.type == "cpu":
+                size = max(min(size, _CPU_TOKENS // max(int(lengths[done + size - 1]), 1)), 1)
+            sizes.append(size)
+            done += size
+        return sizes
 
     def batch(self, ids: Tensor) -> Batch:
         """Rows `ids` (n,) on the device of the model."""
@@ -148,7 +163,8 @@ class Sweeper:
         """Token losses (n, L) float32 of rows `ids` (n,), in one forward pass on this rank; and the rows."""
         batch = self.batch(ids)
         with self.trainer.precision_plugin.forward_context():
-            return self.module.token_losses(batch), batch
+            given = batch.inputs, batch.targets, batch.positions
+            return predicted_losses(self.module.model, *given, chunk=self.module.objective.chunk), batch
 
     def _forward(self, ids: Tensor) -> Tensor:
         """(n, 4) float64: the columns of `Measured`."""

@@ -46,6 +46,11 @@ class StrategyCallback(pl.Callback, Generic[S]):
         self.state = type(self.state)(**state_dict["state"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.trigger is not None and not self.trigger.count(self.context.total_steps):
+            text = (
+                f"{self.name} never decides in a run of {self.context.total_steps} steps: change when.start or when.at"
+            )
+            self.context.warn(trainer, 0, text)
         if self.context.loader.stream.step == 0 and self._due(0):
             self._decide_once(trainer, 0)
 

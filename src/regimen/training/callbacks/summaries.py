@@ -32,7 +32,7 @@ def of_selection(chosen: Selection, seen: Observation) -> dict[str, Any]:
     kept, of = domain_counts(seen.index, chosen.ids), domain_counts(seen.index, seen.ids)
     mask = torch.isin(seen.ids, chosen.ids)
     signals = {
-        signal_name(signal): {"kept_mean": float(values[mask].mean()), "all_mean": float(values.mean())}
+        signal_name(signal): {"kept_mean": _finite_mean(values[mask]), "all_mean": _finite_mean(values)}
         for signal, values in seen.values.items()
         if values.dim() == 1  # the mean of a vector per row says nothing
     }
@@ -40,9 +40,15 @@ def of_selection(chosen: Selection, seen: Observation) -> dict[str, Any]:
         "digest": digest_of(*chosen),
         "kept": len(chosen.ids),
         "of": len(seen.ids),
+        "tokens": {"kept": int(seen.tokens[mask].sum()), "of": int(seen.tokens.sum())},
         "domains": {name: {"kept": kept[name], "of": of[name]} for name in seen.index.domains},
         "signal": signals,
     }
+
+
+def _finite_mean(values: Tensor) -> float:
+    """The mean of those that are finite: a row without a score does not make the others unknown."""
+    return float(values[torch.isfinite(values)].mean())
 
 
 def of_order(ordered: Tensor, seen: Observation) -> dict[str, Any]:
