@@ -1,9 +1,10 @@
 """Planted truth: do selectors find the rows of a task among those of others, from a few of its rows?
 
-    python benchmarks/selection.py --corpus FOLDER [--rows 250] [--target 32] [--seeds 3] [--table FILE]
+    python benchmarks/selection.py --corpus FOLDER [--kind tasks] [--rows 150] [--target 32] [--seeds 3] [--table FILE]
 
-FOLDER holds instructions as NAME.train.jsonl.gz and NAME.validation.jsonl.gz. The pool mixes `rows` training examples
-of every task; the target set is `target` validation examples of one. Each method keeps as many rows as the pool has of
+FOLDER holds NAME.train.jsonl.gz and NAME.validation.jsonl.gz: instructions for --kind tasks, text for --kind domains.
+The pool mixes `rows` training examples of every task, or about as many rows of packed text of every domain; the target
+set is `target` validation examples of one. Each method keeps as many rows as the pool has of
 that task, so that precision equals recall and a random choice finds the task's share. Rows are told by their task,
 which no method sees. Methods that measure under a model do so under a small one that has been trained on the whole
 pool, since there is no pretrained one here. Tasks, sizes, seeds and settings are fixed here.
@@ -23,13 +24,21 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-TASKS = ("commonsense", "gsm8k", "mbpp", "medquad")  # each of one kind, or there would be no truth to find
+KINDS = {  # each name of one kind, or there would be no truth to find
+    "tasks": ("commonsense", "gsm8k", "mbpp", "medquad"),
+    "domains": ("code", "latex", "law", "medical"),
+}
 MODEL = [
-    *("model=nano", "objective=sft", "dataset=sft_files", "dataset.domain_field=task", "dataset.seq_len=256"),
-    *("dataset.tokenizer.vocab_size=4096", "dataset.overlap.n=0", "dataset.validation.max_rows=4"),
+    *("model=nano", "dataset.tokenizer.vocab_size=4096", "dataset.overlap.n=0", "dataset.validation.max_rows=4"),
     *("trainer.global_batch_size=16", "trainer.threads=1", "trainer.progress=none", "optimizer.lr=2e-3"),
+    "dataset.domain_field=task",
 ]
-WARM_EPOCHS = 8
+OF_KIND = {
+    "tasks": ["objective=sft", "dataset=sft_files", "dataset.seq_len=256"],
+    "domains": ["dataset=jsonl", "dataset.seq_len=128", "dataset.validation.fraction=0.05"],
+}
+CHARACTERS = 350  # of text in a row of 128 tokens, about
+WARM_EPOCHS = 30
 # What each method is told beside the amount; {warm}: the folder of the run whose model is measured under.
 METHODS: dict[str, list[str]] = {
     "random": [],
@@ -52,18 +61,20 @@ METHODS: dict[str, list[str]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=250)
+    parser.add_argument("--kind", choices=KINDS, default="tasks")
+    parser.add_argument("--rows", type=int, default=150)
     parser.add_argument("--target", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--tasks", help="targets, separated by commas; default: all of the kind")
     parser.add_argument("--work", type=Path, default=Path("outputs/planted"))
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    methods, tasks = given.methods.split(","), given.tasks.split(",")
-    pool = write_pool(given.corpus, given.work / "pool.jsonl", given.rows)
-    targets = {task: write_target(given.corpus, given.work, task, given.target) for task in tasks}
+    methods, tasks = given.methods.split(","), (given.tasks or ",".join(KINDS[given.kind])).split(",")
+    MODEL.extend(OF_KIND[given.kind])
+    pool = write_pool(given.corpus, given.work / "pool.jsonl", given.rows, given.kind)
+    targets = {task: write_target(given.corpus, given.work, task, given.target, given.kind) for task in tasks}
     for seed in range(1, given.seeds + 1):
         warm_up(pool, targets[tasks[0]], given.work, seed)
     lines = [f"| method | {' | '.join(tasks)} | seconds |", "|---" * (len(tasks) + 2) + "|"]
@@ -78,38 +89,49 @@ def main() -> int:
             cells.append(f"{statistics.mean(found):.3f} ({min(found):.3f} to {max(found):.3f})")
         lines.append(f"| {method} | {' | '.join(cells)} | {statistics.median(seconds):.0f} |")
         print(lines[-1], flush=True)
-    share = {task: count_of(pool, task) / sum(count_of(pool, t) for t in TASKS) for task in tasks}
-    lines.append(f"| share of the pool | {' | '.join(f'{share[task]:.3f}' for task in tasks)} | |")
+    share = 1 / len(KINDS[given.kind])
+    lines.append(f"| a random choice, about | {' | '.join(f'{share:.3f}' for _ in tasks)} | |")
     print("\n".join(lines))
     if given.table:
         given.table.write_text("\n".join(lines) + "\n")
     return 0
 
 
-def write_pool(corpus: Path, to: Path, rows: int) -> Path:
-    """Up to `rows` training examples of each task, the longest left out as they would be cut."""
+def write_pool(corpus: Path, to: Path, rows: int, kind: str) -> Path:
+    """The first training examples of each task, or of each domain as many documents as fill so many rows."""
     with to.open("w") as file:
-        for task in TASKS:
-            for record in _read(corpus / f"{task}.train.jsonl.gz")[:rows]:
-                file.write(json.dumps({**record, "task": task}) + "\n")
+        for name in KINDS[kind]:
+            for record in _first(_read(corpus / f"{name}.train.jsonl.gz"), rows, kind):
+                file.write(json.dumps({**record, "task": name}) + "\n")
     return to
 
 
-def write_target(corpus: Path, work: Path, task: str, rows: int) -> Path:
-    to = work / f"target-{task}.jsonl"
+def write_target(corpus: Path, work: Path, name: str, rows: int, kind: str) -> Path:
+    """The first validation examples of one."""
+    to = work / f"target-{name}.jsonl"
     with to.open("w") as file:
-        for record in _read(corpus / f"{task}.validation.jsonl.gz")[:rows]:
-            file.write(json.dumps({**record, "task": task}) + "\n")
+        for record in _first(_read(corpus / f"{name}.validation.jsonl.gz"), rows, kind):
+            file.write(json.dumps({**record, "task": name}) + "\n")
     return to
+
+
+def _first(records: list[dict], rows: int, kind: str) -> list[dict]:
+    """As many records as make so many rows; long documents are cut, so that there are several."""
+    if kind == "tasks":
+        return records[:rows]
+    kept, room = [], rows * CHARACTERS
+    for record in records:
+        text = record["text"][: min(room, 10 * CHARACTERS)]
+        room -= len(text)
+        kept.append({**record, "text": text})
+        if room <= 0:
+            break
+    return kept
 
 
 def _read(path: Path) -> list[dict]:
     with gzip.open(path, "rt") as file:
         return [json.loads(line) for line in file]
-
-
-def count_of(pool: Path, task: str) -> int:
-    return sum(json.loads(line)["task"] == task for line in pool.open())
 
 
 def warm_up(pool: Path, target: Path, work: Path, seed: int) -> None:

@@ -1,10 +1,15 @@
-"""How fast signals that run a model are, and what they need: `python benchmarks/signals.py [--repeats 5] [--json F]`.
+"""How fast signals that run a model are, and what they need.
 
-Rows of 256 tokens, a Llama of 10.5 million parameters, one thread. A round runs every measurement once, so that a busy
-machine slows all alike; rows per CPU second (`time.process_time`) are the median over the rounds, and so is a ratio of
-two of them in one round. The dense projection that LESS does on a GPU, from P to 8192 random signs per number, is
-measured for 64 and scaled up, since its time is proportional to them; drawing the signs is left out. Memory is that of
-a process of its own: the most that it holds during three calls, less what it held before, when it had the model alone.
+    python benchmarks/signals.py [--repeats 5] [--only sketches] [--json F]
+
+Two parts: `study`, at the setting of the DataFlex study (`signals_study.py`), and `sketches`, of gradients.
+
+Sketches: rows of 256 tokens, a Llama of 10.5 million parameters, one thread. A round runs every measurement once, so
+that a busy machine slows all alike; rows per CPU second (`time.process_time`) are the median over the rounds, and so is
+a ratio of two of them in one round. The dense projection that LESS does on a GPU, from P to 8192 random signs per
+number, is measured for 64 and scaled up, since its time is proportional to them; drawing the signs is left out. Memory
+is that of a process of its own: the most that it holds during three calls, less what it held before, when it had the
+model alone.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +28,7 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signals_study
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,6 +36,7 @@ from transformers.utils import logging
 
 from regimen.core.measuring import Sketch
 from regimen.runs.summary import machine
+from regimen.runs.train import quiet_libraries
 from regimen.training.sketching import Sketcher, row_losses
 
 LENGTH, VOCABULARY, CHUNK, DIMENSIONS = 256, 8192, 1024, 8192
@@ -197,33 +205,50 @@ def memory() -> dict[str, int]:
     }
 
 
+def sketch_rows(found: Mapping[str, list[float]], needed: Mapping[str, int]) -> list[tuple[str, str, str]]:
+    """Rows of measure, value and goal."""
+    rows = []
+    for name, seconds in found.items():
+        times = [1 / s for s in seconds]
+        spread = f"{statistics.median(times):.3g} ({min(times):.3g} to {max(times):.3g})"
+        rows.append((f"{name}, rows per CPU second", spread, ""))
+    for name, values in ratios_of(found).items():
+        spread = f"{statistics.median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})"
+        rows.append((f"{name}, speeds", spread, RATIOS[name][2]))
+    for name, size in needed.items():
+        goal = "<= 1.3" if name.startswith("sketch by hooks") else ""
+        value = f"{size / 2**20:.0f}, {size / needed[STEP]:.2f} of a step"
+        rows.append((f"{name}, MiB beyond the model", value, goal))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=("sketches", "study"))
     parser.add_argument("--resident", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    quiet_libraries()
     logging.set_verbosity_error()
     if options.resident:
         print(resident(options.resident))
         return
-    found, needed = seconds_per_row(options.repeats), memory()
-    ratios = ratios_of(found)
+    told: dict[str, Any] = {"machine": machine()}
+    rows: list[tuple[str, str, str]] = []
+    if options.only != "study":
+        told |= {"seconds": seconds_per_row(options.repeats), "bytes": memory()}
+        rows += sketch_rows(told["seconds"], told["bytes"])
+    if options.only != "sketches":
+        with tempfile.TemporaryDirectory() as folder:
+            study = signals_study.make_study(Path(folder))
+            told["study"] = signals_study.seconds_of(study, options.repeats)
+        rows += signals_study.table(told["study"], study.lengths)
     print(f"| measure ({machine()['cpu']}, 1 thread) | value | goal |\n|---|---|---|")
-    for name, seconds in found.items():
-        times = [1 / s for s in seconds]
-        print(
-            f"| {name}, rows per CPU second | {statistics.median(times):.3g} ({min(times):.3g} to {max(times):.3g}) | |"
-        )
-    for name, values in ratios.items():
-        spread = f"{statistics.median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})"
-        print(f"| {name}, speeds | {spread} | {RATIOS[name][2]} |")
-    for name, size in needed.items():
-        goal = "<= 1.3" if name.startswith("sketch by hooks") else ""
-        print(f"| {name}, MiB beyond the model | {size / 2**20:.0f}, {size / needed[STEP]:.2f} of a step | {goal} |")
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "seconds": found, "bytes": needed}, indent=1))
+        options.json.write_text(json.dumps(told, indent=1))
 
 
 if __name__ == "__main__":

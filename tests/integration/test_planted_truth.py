@@ -7,9 +7,10 @@ benchmarks/noise.py measure the same at larger ones. Models are tiny and trained
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -37,7 +38,7 @@ SMALL = (
     *("model.config.num_hidden_layers=2", "trainer.global_batch_size=16", "trainer.progress=none"),
     *("trainer.save_every_minutes=null", "evaluation.at=[1]", "seed=1"),
 )
-SAVED = "trainer.save_at=[0.25,0.5,0.75,1]"
+SAVED = "trainer.save_at=[0.5,1]"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ class Place:
 
 TASKS = ("commonsense", "gsm8k", "mbpp", "medquad")
 ROWS, TARGET, KEPT = 60, 16, 20
-# What a method is told beside how many rows to keep, and what it keeps of the wanted task at least, on each task.
+LEAST = 0.75  # of the rows kept; a quarter of the pool is of the task, and 0.8 to 1 is reached with tried settings
 METHODS = {
     "near": ["strategies.near.by.of.model={warm}"],
     "rds": ["strategies.rds.by.of.model={warm}"],
@@ -90,12 +91,12 @@ METHODS = {
 def tasks(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Path]:
     """Four tasks in equal parts, and a model that has been trained on them."""
     home = tmp_path_factory.mktemp("tasks")
-    rows = [r for task in TASKS for r in examples(sft, task, "train", seed=0, characters=400)[:ROWS]]
+    rows = [r for task in TASKS for r in examples(sft, task, "train", seed=0, characters=350)[:ROWS]]
     for task in TASKS:
-        write(examples(sft, task, "validation", seed=0, characters=400)[:TARGET], home / f"{task}.jsonl")
+        write(examples(sft, task, "validation", seed=0, characters=350)[:TARGET], home / f"{task}.jsonl")
     place = Place(
         home,
-        *(f"dataset.path={write(rows, home / 'pool.jsonl')}", "dataset.seq_len=192"),
+        *(f"dataset.path={write(rows, home / 'pool.jsonl')}", "dataset.seq_len=160"),
         *("dataset.tokenizer.vocab_size=1024", "optimizer.lr=5e-3"),
     )
     target = f"dataset.target.path={home}/gsm8k.jsonl"
@@ -112,12 +113,14 @@ def test_rows_of_the_wanted_task_are_kept(tasks: tuple[Place, Path], task: str) 
             *(f"dataset.target.path={place.home}/{task}.jsonl", *(setting.format(warm=warm) for setting in told)),
         )
         kept = [name for name, keeps in zip(table["domain"], table["kept"], strict=True) if keeps]
-        print("A", task, method, kept.count(task)/KEPT, table["domain"].count(task), len(table["domain"]))
+        assert len(kept) == KEPT and table["domain"].count(task) < 0.3 * len(table["domain"])
+        assert kept.count(task) >= LEAST * KEPT, method
 
 
 # ---- near-copies --------------------------------------------------------------------------------------------------
 
 ROWS_BEFORE, SOURCES, COPIES = 120, 12, 5  # copies are a third of all rows
+GROUP, DRAWS = COPIES + 1, 200
 
 
 class Copies(NamedTuple):
@@ -147,72 +150,128 @@ def test_deduplicate_leaves_one_row_of_each_group(copies: Copies, tmp_path: Path
     kept = place.score("deduplicate", "method=deduplicate")["kept"]
     source = dict(zip((record["id"] for record in copies.rows), copies.source, strict=True))
     told = [source[name] for name in ids_of_rows(place.pool())]
-    print("D", len(told), sum(kept), Counter(s for s, keeps in zip(told, kept, strict=True) if keeps and s), told.count(None), sum(k for k,s in zip(kept,told) if not s))
+    assert len(told) - told.count(None) > len(told) / 3
+    assert all(keeps for keeps, name in zip(kept, told, strict=True) if name is None), "rows without copies stay"
+    left = Counter(name for keeps, name in zip(kept, told, strict=True) if keeps and name is not None)
+    assert set(left) == {name for name in told if name is not None}, "no group is lost"
+    assert sum(left.values()) <= len(left) + 1, "all copies are found, but for one that the estimate may miss"
 
 
-@pytest.mark.parametrize("power", [1, 8])
-def test_density_draws_copies_less_often(copies: Copies, power: int) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "ratio"),
+    [({"bandwidth": 0.5, "power": 1}, 0.91), ({"bandwidth": 2.0, "power": 12}, 0.32)],
+    ids=["default", "narrow"],
+)
+def test_density_draws_copies_less_often(copies: Copies, kernel: dict[str, Any], ratio: float) -> None:
+    """As often as their kernel density says; a kernel that reaches all rows, as the default one, hardly tells them."""
     by = NgramFeatures(dimensions=1024)
-    selector = Density(by=by, ratio=0.05, power=power)
+    selector = Density(by=by, ratio=0.05, **kernel)
     seen = Texts(texts(copies.rows)).seen(by)
-    chance = 1 / kernel_sums(seen.values[by], bandwidth=selector.bandwidth, power=power)  # (n,)
     inside = torch.tensor([source is not None for source in copies.source])  # (n,)
-    drawn = torch.zeros(len(inside))
-    for seed in range(600):
+    chance = 1 / kernel_sums(seen.values[by], **kernel)  # (n,)
+    expected = float(chance[inside].mean() / chance[~inside].mean())
+    drawn = torch.zeros(len(inside))  # (n,)
+    for seed in range(DRAWS):
         drawn[selector.decide(selector.init(seen.index), replace(seen, generator=generator(seed)))] += 1
-    print("E", power, chance[inside].mean() / chance[~inside].mean(), drawn[inside].mean() / drawn[~inside].mean())
+    assert expected == pytest.approx(ratio, abs=0.02)
+    assert float(drawn[inside].mean() / drawn[~inside].mean()) == pytest.approx(expected, abs=0.08)
 
 
-@pytest.mark.parametrize("density", ["kde", "uniform"])
-def test_tsds_gives_a_group_of_copies(copies: Copies, density: str) -> None:
+@pytest.mark.parametrize(("density", "least", "most"), [("kde", 1, 1.1), ("uniform", GROUP - 1e-9, GROUP + 1e-9)])
+def test_tsds_gives_a_group_of_copies_the_mass_of_one_row(
+    copies: Copies, density: Literal["kde", "uniform"], least: float, most: float
+) -> None:
+    """With kernel densities; without them a group of m rows has the mass of m. Target rows are copies too."""
     by = NgramFeatures(dimensions=1024)
-    rows = Texts(texts(copies.rows)).seen(by).values[by]  # (n, d)
-    target = Texts(texts(copies.others)).seen(by).values[by]  # (SOURCES, d)
+    rows, target = (Texts(texts(part)).seen(by).values[by] for part in (copies.rows, copies.others))  # (n, d), (M, d)
     selector = Tsds(by=by, alpha=0, sigma=1.0, density=density, neighbours=len(rows))
-    out = []
-    for query, source in zip(target, [r["id"] for r in copies.rows[:SOURCES]], strict=True):
-        p = selector.assign(rows, query[None]).probability
-        group = torch.tensor([s == source for s in copies.source])
-        single = torch.tensor([s is None for s in copies.source])
-        out.append(float(p[group].sum() / p[single & (p > 0)].mean()))
-    print("F", density, min(out), max(out), sum(out)/len(out))
+    alone = torch.tensor([source is None for source in copies.source])  # (n,)
+    for query, record in zip(target, copies.rows[:SOURCES], strict=True):
+        mass = selector.assign(rows, query[None]).probability  # (n,)
+        group = torch.tensor([source == record["id"] for source in copies.source])  # (n,)
+        assert least <= float(mass[group].sum() / mass[alone & (mass > 0)].mean()) <= most
 
 
 # ---- wrong answers ------------------------------------------------------------------------------------------------
 
-MEASURED, CLEAN, WORDS = 200, 600, 4
-SIGNALS = "regimen.signals"
+MEASURED, CLEAN, TARGETS, WORDS = 200, 1000, 32, 4
+SEED = 1
+# The least AUROC of clean rows against wrong ones; chance is 0.5, with a standard error of 0.04. With this seed 0.98,
+# 0.78, 0.71 and 0.73 were reached, and 0.58 by the loss; with three other seeds 0.95 to 0.99, 0.63 to 0.70, 0.61 to
+# 0.64 and 0.66 to 0.67, and 0.61 to 0.66 by the loss.
+LEAST_AUROC = {"rho": 0.85, "less": 0.6, "in_run_shapley": 0.6, "dvemb": 0.6}
 
 
-def test_wrong_answers(sft: Path, tmp_path: Path) -> None:
-    import os, time
-    seed = int(os.environ.get("PSEED", 0)); WORDS=int(os.environ.get("PWORDS",4)); CLEAN=int(os.environ.get("PCLEAN",600)); EP=os.environ.get("PEP","4"); FEP=os.environ.get("PFEP","3"); FLR=os.environ.get("PFLR","1e-3"); BLR=os.environ.get("PBLR","1e-2")
-    t0=time.time()
-    rows = of_kinds(examples(sft, "medquad", "train", seed=seed), words=WORDS)
-    target = of_kinds(examples(sft, "medquad", "validation", seed=seed), words=WORDS)[:32]
-    mixed, wrong = exchanged(rows[:MEASURED], seed=seed, kinds=True)
-    clean = Place(tmp_path, f"dataset.path={write(rows[MEASURED:MEASURED + CLEAN], tmp_path / 'clean.jsonl')}", "dataset.seq_len=128", "dataset.tokenizer.vocab_size=1024")
-    base = clean.train("base", "method=natural", f"budget.epochs={EP}", f"optimizer.lr={BLR}"); 
-    export(base, tmp_path / "model")
-    print("base", time.time()-t0)
-    place = Place(tmp_path, f"dataset.path={write(mixed, tmp_path / 'mixed.jsonl')}", f"dataset.target.path={write(target, tmp_path / 'target.jsonl')}", "dataset.seq_len=128", "dataset.tokenizer.kind=hf", f"dataset.tokenizer.path={clean.pool().tokenizer_path}", )
-    start = ["model.pretrained=true", f"model.path={tmp_path}/model", f"budget.epochs={FEP}", f"optimizer.lr={FLR}"]
+@pytest.fixture(scope="module")
+def told(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """AUROC by method. A third of the rows answer another kind of question than they are asked.
+
+    A model learns from clean rows, which makes it RHO-LOSS's reference too, and then trains on the others.
+    """
+    home = tmp_path_factory.mktemp("wrong")
+    rows = of_kinds(examples(sft, "medquad", "train", seed=SEED), words=WORDS)
+    target = of_kinds(examples(sft, "medquad", "validation", seed=SEED), words=WORDS)[:TARGETS]
+    mixed, wrong = exchanged(rows[:MEASURED], seed=SEED, kinds=True)
+    clean = Place(
+        home,
+        f"dataset.path={write(rows[MEASURED : MEASURED + CLEAN], home / 'clean.jsonl')}",
+        *("dataset.seq_len=128", "dataset.tokenizer.vocab_size=1024"),
+    )
+    base = clean.train("base", "method=natural", "budget.epochs=3", "optimizer.lr=1e-2")
+    place = Place(
+        home,
+        f"dataset.path={write(mixed, home / 'mixed.jsonl')}",
+        f"dataset.target.path={write(target, home / 'target.jsonl')}",
+        *("dataset.seq_len=128", "dataset.tokenizer.kind=hf", f"dataset.tokenizer.path={clean.pool().tokenizer_path}"),
+    )
     names = ids_of_rows(place.pool())
-    def told(scores, sign=1.0):
-        good = [sign * s for name, s in zip(names, scores, strict=True) if name not in wrong]
-        bad = [sign * s for name, s in zip(names, scores, strict=True) if name in wrong]
-        return round(auroc(good, bad), 3)
-    found={}
-    values = place.train("values", "method=in_run_values", *start, "strategies.in_run_values.by.sketch.dimensions=2048", SAVED)
-    found["in_run"] = told(np.load(values / "gives" / "scores.npy"))
-    log = place.train("log", "method=dvemb_log", *start)
-    found["dvemb"] = told(place.score("dvemb", f"score.by={{_target_: {SIGNALS}.embedded_value.EmbeddedValue, embeddings: {log}/gives/embeddings.npy, embedded: {log}/gives/embedded.npy, run: {log}}}")["score"])
-    found["less"] = told(place.score("less", "method=less", f"++strategies.less.by.run={values}", "strategies.less.by.sketch.dimensions=2048")["score"])
-    export(values, tmp_path / "tuned")
-    under = ["model.pretrained=true", f"model.path={tmp_path}/tuned"]
-    found["rho"] = told(place.score("rho", *under, f"score.by={{_target_: {SIGNALS}.reducible_loss.ReducibleLoss, reference: {base}}}")["score"])
-    found["rho new"] = told(place.score("rho0", f"score.by={{_target_: {SIGNALS}.reducible_loss.ReducibleLoss, reference: {base}}}")["score"])
-    found["loss"] = told(place.score("loss", *under, "score.by=${signal.loss}")["score"], -1)
-    found["loss base"] = told(place.score("lossb", *start[:2], "score.by=${signal.loss}")["score"], -1)
-    found["perplexity"] = told(place.score("perplexity", f"score.by={{_target_: {SIGNALS}.kneser_ney.NgramPerplexity}}")["score"], -1)
-    print("G", seed, len(names), len(wrong), found, time.time()-t0, flush=True)
+    return {
+        method: auroc(*_divided(scores, [name in wrong for name in names]))
+        for method, scores in _scores(place, base).items()
+    }
+
+
+def _divided(scores: Sequence[float], bad: Sequence[bool]) -> tuple[list[float], list[float]]:
+    """Scores of the good rows, and of the bad ones."""
+    pairs = list(zip(scores, bad, strict=True))
+    return [score for score, wrong in pairs if not wrong], [score for score, wrong in pairs if wrong]
+
+
+def _scores(place: Place, base: Path) -> dict[str, Sequence[float]]:
+    """Scores of all rows by method, high for rows to keep. base: the run that knows clean rows."""
+
+    def by(signal: str, **fields: object) -> str:
+        given = "".join(f", {name}: {value}" for name, value in fields.items())
+        return f"score.by={{_target_: regimen.signals.{signal}{given}}}"
+
+    go_on = [*_start_from(base), "budget.epochs=3", "optimizer.lr=5e-4"]
+    dimensions = "by.sketch.dimensions=2048"
+    valued = place.train("values", "method=in_run_values", f"strategies.in_run_values.{dimensions}", SAVED, *go_on)
+    log = place.train("log", "method=dvemb_log", *go_on)
+    logged = {name: log / "gives" / f"{name}.npy" for name in ("embeddings", "embedded")}
+    after = _start_from(valued)
+    less = ["method=less", f"++strategies.less.by.run={valued}", f"strategies.less.{dimensions}"]
+    return {
+        "rho": place.score("rho", *after, by("reducible_loss.ReducibleLoss", reference=base))["score"],
+        "less": place.score("less", *less)["score"],
+        "in_run_shapley": np.load(valued / "gives" / "scores.npy").tolist(),
+        "dvemb": place.score("dvemb", by("embedded_value.EmbeddedValue", **logged, run=log))["score"],
+        "loss": [-value for value in place.score("loss", *after, "score.by=${signal.loss}")["score"]],
+        "perplexity": [-value for value in place.score("perplexity", by("kneser_ney.NgramPerplexity"))["score"]],
+    }
+
+
+def _start_from(run: Path) -> list[str]:
+    """Settings of a run that begins with the model of a finished one."""
+    to = export(run, run.with_name(f"{run.name}-model"))
+    return ["model.pretrained=true", f"model.path={to}"]
+
+
+@pytest.mark.parametrize("method", LEAST_AUROC)
+def test_wrong_answers_have_low_values(told: dict[str, float], method: str) -> None:
+    assert told[method] >= LEAST_AUROC[method]
+
+
+def test_the_reducible_loss_tells_what_the_loss_does_not(told: dict[str, float]) -> None:
+    """Hard rows have a high loss too, and a trigram model does not know which answer belongs to which question."""
+    assert told["rho"] > max(told["loss"], told["perplexity"]) + 0.2

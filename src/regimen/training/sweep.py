@@ -24,7 +24,7 @@ from regimen.training.loader import Batch, collate
 from regimen.training.module import LanguageModule
 from regimen.training.predictions import predicted_losses
 
-_CPU_TOKENS = 1024  # of a part: what a layer makes of more does not stay in a core's cache
+CPU_TOKENS = 1024  # of a part: what a layer makes of more does not stay in a core's cache
 
 
 class Measured(NamedTuple):
@@ -48,6 +48,21 @@ def undisturbed(module: nn.Module, *, gradients: bool = False) -> Iterator[None]
         finally:
             for m, mode in modes.items():
                 m.training = mode  # not m.train(): that would reach into submodules left in evaluation mode
+
+
+def part_sizes(lengths: Tensor, *, most: int, tokens: int | None) -> list[int]:
+    """How many rows each part of a sweep has: at most `most`, and no more than `tokens` with the padding.
+
+    lengths: (n,) of the rows, ascending. A row that is longer than `tokens` is a part of its own; null is no limit.
+    """
+    sizes, done = [], 0
+    while done < len(lengths):
+        size = min(most, len(lengths) - done)
+        if tokens is not None:
+            size = max(1, min(size, tokens // max(int(lengths[done + size - 1]), 1)))
+        sizes.append(size)
+        done += size
+    return sizes
 
 
 class Sweeper:
@@ -130,9 +145,11 @@ class Sweeper:
         per_rank = -(-len(ids) // world)
         padded = by_length[torch.arange(per_rank * world).clamp(max=len(ids) - 1)]
         by_rank = padded.view(world, -1)
-        sizes = self._parts(self.index.inputs_of(ids)[by_rank].amax(0), min(self.batch_size, rows or self.batch_size))
+        lengths = self.index.inputs_of(ids)[by_rank].amax(0)  # (per_rank,), ascending: parts are alike on all ranks
+        limit = CPU_TOKENS if self.module.device.type == "cpu" else None
+        sizes = part_sizes(lengths, most=min(self.batch_size, rows or self.batch_size), tokens=limit)
         with self.clock.timed(self.purpose), undisturbed(self.module, gradients=gradients):
-            mine = [of(ids[part]).cpu() for part in by_rank[rank].split(sizes)]
+            mine = [of(ids[part]).cpu() for part in torch.split(by_rank[rank], sizes)]
             everyone = gathered(self.trainer, torch.cat(mine))  # (per_rank, d) -> (W * per_rank, d)
         tokens = float(self.index.tokens_of(ids).sum())
         flops = rows_flops(self.module.forward_flops, self.index.inputs_of(ids)) * passes
@@ -140,17 +157,6 @@ class Sweeper:
         out = torch.empty(len(ids), *everyone.shape[1:], dtype=everyone.dtype)
         out[padded] = everyone
         return out
-
-    def _parts(self, lengths: Tensor, most: int) -> list[int]:
-        """How many rows each part has, of rows of ascending `lengths` (n,); on a CPU fewer than `most` if they are long."""
-        sizes, done = [], 0
-        while done < len(lengths):
-            size = min(most, len(lengths) - done)
-            if self.module.device.type == "cpu":
-                size = max(min(size, _CPU_TOKENS // max(int(lengths[done + size - 1]), 1)), 1)
-            sizes.append(size)
-            done += size
-        return sizes
 
     def batch(self, ids: Tensor) -> Batch:
         """Rows `ids` (n,) on the device of the model."""
