@@ -38,7 +38,7 @@ OF_KIND = {
     "domains": ["dataset=jsonl", "dataset.seq_len=128", "dataset.validation.fraction=0.05"],
 }
 CHARACTERS = 350  # of text in a row of 128 tokens, about
-WARM_EPOCHS = 30
+WARM_EPOCHS = 8
 # What each method is told beside the amount; {warm}: the folder of the run whose model is measured under.
 METHODS: dict[str, list[str]] = {
     "random": [],

@@ -72,9 +72,11 @@ class Place:
 
 # ---- a task among others ------------------------------------------------------------------------------------------
 
-TASKS = ("commonsense", "gsm8k", "mbpp", "medquad")
+TASKS, WANTED = ("commonsense", "gsm8k", "mbpp", "medquad"), "gsm8k"
 ROWS, TARGET, KEPT = 60, 16, 20
-LEAST = 0.75  # of the rows kept; a quarter of the pool is of the task, and 0.8 to 1 is reached with tried settings
+# Of the rows kept, and a quarter of the pool is of the task. 0.8 (TSDS, which draws) to 1 is reached, as it is for mbpp
+# and medquad, with 0.95 to 1.
+LEAST = 0.6
 METHODS = {
     "near": ["strategies.near.by.of.model={warm}"],
     "rds": ["strategies.rds.by.of.model={warm}"],
@@ -92,29 +94,25 @@ def tasks(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, P
     """Four tasks in equal parts, and a model that has been trained on them."""
     home = tmp_path_factory.mktemp("tasks")
     rows = [r for task in TASKS for r in examples(sft, task, "train", seed=0, characters=350)[:ROWS]]
-    for task in TASKS:
-        write(examples(sft, task, "validation", seed=0, characters=350)[:TARGET], home / f"{task}.jsonl")
+    target = examples(sft, WANTED, "validation", seed=0, characters=350)[:TARGET]
     place = Place(
         home,
         *(f"dataset.path={write(rows, home / 'pool.jsonl')}", "dataset.seq_len=160"),
         *("dataset.tokenizer.vocab_size=1024", "optimizer.lr=5e-3"),
+        f"dataset.target.path={write(target, home / 'target.jsonl')}",
     )
-    target = f"dataset.target.path={home}/gsm8k.jsonl"
-    return place, place.train("warm", target, "method=natural", "budget.epochs=4", SAVED)
+    return place, place.train("warm", "method=natural", "budget.epochs=4", SAVED)
 
 
-@pytest.mark.parametrize("task", ["gsm8k", "mbpp", "medquad"])
-def test_rows_of_the_wanted_task_are_kept(tasks: tuple[Place, Path], task: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_the_wanted_task_are_kept(tasks: tuple[Place, Path], method: str) -> None:
     place, warm = tasks
-    for method, told in METHODS.items():
-        table = place.score(
-            f"{method}-{task}",
-            *(f"method={method}", f"strategies.{method}.ratio=null", f"strategies.{method}.count={KEPT}"),
-            *(f"dataset.target.path={place.home}/{task}.jsonl", *(setting.format(warm=warm) for setting in told)),
-        )
-        kept = [name for name, keeps in zip(table["domain"], table["kept"], strict=True) if keeps]
-        assert len(kept) == KEPT and table["domain"].count(task) < 0.3 * len(table["domain"])
-        assert kept.count(task) >= LEAST * KEPT, method
+    told = [setting.format(warm=warm) for setting in METHODS[method]]
+    amount = [f"strategies.{method}.ratio=null", f"strategies.{method}.count={KEPT}"]
+    table = place.score(method, f"method={method}", *amount, *told)
+    kept = [name for name, keeps in zip(table["domain"], table["kept"], strict=True) if keeps]
+    assert len(kept) == KEPT and table["domain"].count(WANTED) < 0.3 * len(table["domain"])
+    assert kept.count(WANTED) >= LEAST * KEPT
 
 
 # ---- near-copies --------------------------------------------------------------------------------------------------
@@ -206,7 +204,8 @@ LEAST_AUROC = {"rho": 0.85, "less": 0.6, "in_run_shapley": 0.6, "dvemb": 0.6}
 def told(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """AUROC by method. A third of the rows answer another kind of question than they are asked.
 
-    A model learns from clean rows, which makes it RHO-LOSS's reference too, and then trains on the others.
+    A model learns from clean rows, which makes it RHO-LOSS's reference too, and then goes on with the others: the best
+    case for RHO-LOSS, and what LESS and the values need, since an untrained model has no gradient that tells.
     """
     home = tmp_path_factory.mktemp("wrong")
     rows = of_kinds(examples(sft, "medquad", "train", seed=SEED), words=WORDS)
