@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 STAMP := $(VENV)/.installed
 # Tests take one torch thread each, so that a process per core is not too many.
-WORKERS := -n logical --maxprocesses 8
+WORKERS := -n logical --maxprocesses 8 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-all lint bench docs wheel clean
