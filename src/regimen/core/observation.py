@@ -68,6 +68,9 @@ class Observation:
 class WeighedBatch:
     """The rows to weigh: of a micro-batch for `scope="example"`, of the whole global batch for `scope="batch"`.
 
+    Where tokens are weighed (`unit="token"`), values of token signals are (n, L), and targets (n, L) bool tells which
+    positions are predicted; rows are padded on the right to the longest.
+
     index: the pool's domains. ids, domain, tokens: (n,) int64. domain_tokens: (K,) float64 target tokens of each domain
     in the global batch. values: (n,) float64 per token signal that the weighter needs, (K, ...) per signal of domains,
     (B, ...) per signal of rows, which needs scope `batch`. target, target_values, lr: as in `Observation`.
@@ -83,6 +86,7 @@ class WeighedBatch:
     step: int
     total_steps: int
     generator: torch.Generator
+    targets: Tensor | None = None
     target: PoolIndex | None = None
     target_values: Mapping[Signal, Tensor] = field(default_factory=dict)
     lr: float = 0.0

@@ -168,12 +168,14 @@ class TokenSignal(Signal):
     """A number per row of the batch that is trained on, made of its token losses and those of a reference model.
 
     Weighters alone can need it. reference: the folder of the finished run whose model is the reference.
+    per_token: a number per target token instead, which a weighter of unit `token` alone can need.
     """
 
+    per_token: ClassVar[bool] = False
     reference: str | None = None
 
     def of_tokens(self, losses: Tensor, reference: Tensor, targets: Tensor) -> Tensor:
-        """Values (b,) of token losses (b, L) under both models; targets (b, L) bool: whether a token is predicted."""
+        """Values (b,), or (b, L) per token, of token losses (b, L) under both models; targets (b, L) bool."""
         raise NotImplementedError(type(self).__name__)
 
 

@@ -214,7 +214,7 @@ def wrong_scope(name: str, within: str) -> ConfigError:
 
 @dataclass(frozen=True, kw_only=True)
 class Weighter(Strategy):
-    """Decides how much each example counts in the loss.
+    """Decides how much each example, or each target token, counts in the loss.
 
     It may need token signals, signals of domains and, with scope `batch`, signals of rows.
     """
@@ -228,9 +228,25 @@ class Weighter(Strategy):
         """
         return "example"
 
+    @property
+    def unit(self) -> Literal["row", "token"]:
+        """What has a weight of its own: a row, or each of its target tokens."""
+        return "row"
+
     def weigh(self, state: Any, losses: Tensor, batch: WeighedBatch) -> Tensor:
-        """Weights (n,) for mean token losses (n,) float32, detached; 1 leaves an example as it is."""
+        """Weights (n,) for mean token losses (n,) float32, detached; 1 leaves an example as it is.
+
+        With unit `token`: weights (n, L) for token losses (n, L); those where nothing is predicted do not matter.
+        """
         raise NotImplementedError(type(self).__name__)
+
+    def renews_target(self, step: int) -> bool:
+        """Whether the signals of the target set are measured for the batch after `step` optimizer steps."""
+        return True
+
+    def learning_rate_factor(self, state: Any, step: int) -> float:
+        """By what the learning rate of the step on the batch after `step` optimizer steps is multiplied."""
+        return 1.0
 
     def shows(self, state: Any, index: PoolIndex) -> dict[str, Any]:
         """What its lines in the record tell beside the weights. JSON values."""
@@ -240,7 +256,7 @@ class Weighter(Strategy):
         """The weights; a negative weight or one that is not finite is refused."""
         if decision.shape != losses.shape or not bool((torch.isfinite(decision) & (decision >= 0)).all()):
             raise ConfigError(
-                f"{type(self).__name__} must give one weight >= 0 per example",
-                got=f"{tuple(decision.shape)} for {tuple(losses.shape)} losses, {decision[:8].tolist()} ...",
+                f"{type(self).__name__} must give one weight >= 0 per {'example' if losses.dim() == 1 else 'token'}",
+                got=f"{tuple(decision.shape)} for {tuple(losses.shape)} losses, {decision.flatten()[:8].tolist()} ...",
             )
         return decision.detach()

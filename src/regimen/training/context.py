@@ -24,6 +24,8 @@ class Step:
     """The global batch of the optimizer step that just ended, the same on every rank.
 
     ids, domain, tokens: (B,) int64; sums: (B,) float64 summed losses in nats; weights: (B,) float64.
+    squares, weighed: (B,) float64. Where tokens are weighed (`by_token`), a row's weight is the mean of theirs, and its
+    square the mean of their squares; weighed sums token losses times weights.
     lr: learning rate of the step, times the factor by which its gradient was clipped.
     """
 
@@ -33,6 +35,9 @@ class Step:
     tokens: Tensor
     sums: Tensor
     weights: Tensor
+    squares: Tensor
+    weighed: Tensor
+    by_token: bool = False
     lr: float = 0.0
 
     @property

@@ -20,7 +20,7 @@ from regimen.training.cost import forward_flops
 from regimen.training.cross_entropy import token_losses
 from regimen.training.loader import Batch
 
-Weigher = Callable[[Tensor, Batch], Tensor]  # (b, L) token losses, micro-batch -> (b,) weights
+Weigher = Callable[[Tensor, Batch], Tensor]  # (b, L) token losses, micro-batch -> (b,) weights, or (b, L) of tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,9 @@ class Objective:
 class LanguageModule(pl.LightningModule):
     """Trains `model`. A weighting callback sets `weigher`; without it every example counts once.
 
+    A step's output has, per row (b,): `sums` of its token losses, `weights` and `squares`, the mean over its target
+    tokens of their weight and of its square, and `weighed`, the sum of its token losses times their weights.
+
     make_optimizer: from named parameters to (optimizer, learning-rate scheduler stepped every optimizer step).
     """
 
@@ -71,6 +74,7 @@ class LanguageModule(pl.LightningModule):
         self.objective = objective
         self.make_optimizer = make_optimizer
         self.weigher: Weigher | None = None
+        self.weighs_tokens = False
         self.gradient_norm: Tensor | None = None
         self._flops: dict[int, float] = {}
 
@@ -90,10 +94,18 @@ class LanguageModule(pl.LightningModule):
         sums = losses.sum(1)  # (b,)
         weights = torch.ones_like(sums)
         if self.weigher is not None:
-            weights = self.weigher(losses.detach(), batch).to(sums)
-        terms = (weights * self.objective.terms(sums, batch.tokens)).sum()
+            weights = self.weigher(losses.detach(), batch).to(sums)  # (b,) or (b, L)
+        if weights.dim() == 1:
+            terms = (weights * self.objective.terms(sums, batch.tokens)).sum()
+            moments = {"weights": weights, "squares": weights.square(), "weighed": weights * sums.detach()}
+        else:
+            weighed = (weights * losses).sum(1)  # (b,)
+            terms = self.objective.terms(weighed, batch.tokens).sum()
+            predicted = (batch.targets >= 0) / batch.tokens.clamp(min=1)[:, None]  # (b, L) of sum 1
+            means = {"weights": (weights * predicted).sum(1), "squares": (weights.square() * predicted).sum(1)}
+            moments = {**means, "weighed": weighed.detach()}
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches / self.objective.normalizer(batch)
-        return {"loss": terms * scale, "sums": sums.detach(), "weights": weights.detach()}
+        return {"loss": terms * scale, "sums": sums.detach(), **moments}
 
     def predict_step(self, batch: Any) -> Any:
         """The batch itself: `regimen score` measures when a prediction starts, with the model in its place."""

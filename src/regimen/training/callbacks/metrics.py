@@ -22,7 +22,8 @@ from regimen.training.module import LanguageModule
 
 _TRAIN = [
     *("step", "split", "tokens", "seconds", "flops", "loss", "lr", "gradient_norm"),
-    *("tokens_per_second", "memory_mb", "effective_sample_size", "batch"),
+    *("tokens_per_second", "memory_mb", "effective_sample_size", "weight_variation"),
+    *("effective_lr_multiplier", "batch"),
 ]
 
 
@@ -120,7 +121,7 @@ class Metrics(pl.Callback):
             "gradient_norm": None if norm is None else float(norm),
             "tokens_per_second": round(float(step.tokens.sum()) / max(seconds, 1e-9), 1),
             "memory_mb": round(self._memory(), 1),
-            "effective_sample_size": summaries.effective_share(step.weights),
+            **summaries.effects(step, module.objective.reduction),
             "batch": f"{zlib.crc32(step.ids.numpy().tobytes()):08x}",
             **{f"loss/{name}": total / count for name, total, count in by_domain if count},
         }

@@ -13,6 +13,8 @@ from regimen.training.cost import BACKWARD, rows_flops
 from regimen.training.loader import Batch
 from regimen.training.module import LanguageModule
 
+_COLUMNS = ("sums", "weights", "squares", "weighed")
+
 
 class GatherSteps(pl.Callback):
     """Fills `context.step` at step boundaries, charges training, and stops on a loss that is not a number."""
@@ -28,17 +30,20 @@ class GatherSteps(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         context = self.context
-        self._window.append(torch.stack([outputs["sums"].double(), outputs["weights"].double()], 1))  # (b, 2)
+        self._window.append(torch.stack([outputs[name].double() for name in _COLUMNS], 1))  # (b, 4)
         context.step = None
         if not at_boundary(trainer, batch_idx):
             return
-        values = gathered(trainer, torch.cat(self._window))  # (B, 2): the stream is global, so ids need no gather
+        values = gathered(trainer, torch.cat(self._window))  # (B, 4): the stream is global, so ids need no gather
         self._window = []
         ids = context.loader.global_ids
         index = context.index
         domain, tokens = index.domain_of(ids), index.tokens_of(ids)
         lr = context.lr * _clipped(trainer, pl_module)
-        context.step = Step(trainer.global_step, ids, domain, tokens, sums=values[:, 0], weights=values[:, 1], lr=lr)
+        assert isinstance(pl_module, LanguageModule)
+        columns = dict(zip(_COLUMNS, values.unbind(1), strict=True))
+        by_token = pl_module.weighs_tokens
+        context.step = Step(trainer.global_step, ids, domain, tokens, **columns, by_token=by_token, lr=lr)
         context.lr = _learning_rate(trainer)  # Lightning has stepped the schedule by now
         self._charge(pl_module, float(tokens.sum()), index.inputs_of(ids))
         refuse_nan(index, trainer.global_step, ids, values[:, 0])

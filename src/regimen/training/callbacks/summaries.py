@@ -12,6 +12,7 @@ from torch import Tensor
 from regimen.core.index import PoolIndex
 from regimen.core.plan import digest_of
 from regimen.core.strategy import Observation, Selection
+from regimen.training.context import Step
 
 PARTS = 20  # equal parts of a sequence that an order is summed up in
 
@@ -62,11 +63,17 @@ def of_order(ordered: Tensor, seen: Observation) -> dict[str, Any]:
     return {"rows": len(ordered), "scores": scores, "domains": shares}
 
 
-def of_weights(weights: Tensor) -> dict[str, Any]:
-    """Effective sample size as a part of the batch, the range, and a histogram of weights (B,)."""
+def of_weights(step: Step, reduction: str) -> dict[str, Any]:
+    """What the weights of a step did, and the mean, the range and a histogram of the weights of its rows.
+
+    loss, weighted_loss: mean over the target tokens of the batch, plain and in proportion to their weights.
+    """
+    weights = step.weights
     counts, edges = torch.histogram(weights.float(), bins=10)
     return {
-        "effective_sample_size": effective_share(weights),
+        **effects(step, reduction),
+        "loss": float(step.sums.sum() / step.tokens.sum().clamp(min=1)),
+        "weighted_loss": float(step.weighed.sum() / (weights * step.tokens).sum().clamp(min=1e-30)),
         "mean": float(weights.mean()),
         "min": float(weights.min()),
         "max": float(weights.max()),
@@ -74,9 +81,24 @@ def of_weights(weights: Tensor) -> dict[str, Any]:
     }
 
 
-def effective_share(weights: Tensor) -> float:
-    """(sum w)^2 / (B sum w^2) of weights (B,): 1 where all are equal, 1/B where one is all."""
-    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()).clamp(min=1e-30))
+def effects(step: Step, reduction: str) -> dict[str, float]:
+    """What weights of rows, or of tokens, do to a step, in three numbers.
+
+    effective_sample_size: (sum w)^2 / (n sum w^2), 1 where all n are equal, 1/n where one is all.
+    weight_variation: standard deviation of the weights over their mean.
+    effective_lr_multiplier: sum of the weights in the loss, where those of plain training sum to 1. Without clipping
+        SGD steps as with its learning rate times this; Adam is blind to it.
+    """
+    of_rows = torch.ones_like(step.weights)  # (B,)
+    count = step.tokens.double() if step.by_token else of_rows  # (B,) weights that each row stands for
+    total, squares = (count * step.weights).sum(), (count * step.squares).sum()
+    share = float(total**2 / (count.sum() * squares).clamp(min=1e-30))
+    part = step.tokens.double() if reduction == "token_mean" else of_rows  # (B,) of each row in the plain loss
+    return {
+        "effective_sample_size": share,
+        "weight_variation": max(1 / share - 1, 0.0) ** 0.5 if share > 0 else 0.0,
+        "effective_lr_multiplier": float((part * step.weights).sum() / part.sum().clamp(min=1)),
+    }
 
 
 def log(trainer: pl.Trainer, step: int, values: Mapping[str, Any]) -> None:

@@ -3,7 +3,9 @@
 A weighter of scope `batch` needs the losses of the whole global batch: they are gathered once. Under accumulation the
 micro-batches to come are measured by a forward pass in training mode under a forked random state, so that the weights
 rest on the very losses that training will see, dropout included. The extra pass is charged as measuring.
-Letters: B rows of the global batch, b of a micro-batch, A micro-batches, L positions, S token signals, K domains.
+A weighter of unit `token` has token losses gathered in place of those of rows, padded to the longest row of the batch.
+Letters: B rows of the global batch, b of a micro-batch, A micro-batches, L positions, S token signals, K domains, C
+columns: the loss and each token signal of a row; or of a token, with whether it is predicted after the loss.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from regimen.core.seeding import generator
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
@@ -38,18 +41,20 @@ class WeightingCallback(StrategyCallback[Weighter]):
         self._of_domains = [signal for signal in strategy.needs() if isinstance(signal, DomainSignal)]
         self._of_rows = [s for s in strategy.needs() if not isinstance(s, TokenSignal | DomainSignal)]
         assert not self._of_rows or strategy.scope == "batch", f"{name} measures rows of the whole batch"
+        self._by_token = strategy.unit == "token"
+        assert all(s.per_token == self._by_token for s in self._of_tokens), f"{name} weighs {strategy.unit}s"
         self._surveyed: dict[Signal, Tensor] = {}  # (K, ...) of domains, (B, ...) of rows
         self._targets: dict[Signal, Tensor] = {}  # (M, ...) of the target set
         self._trainer: pl.Trainer | None = None
         self._module: LanguageModule | None = None
-        self._window: Tensor | None = None  # (A, b) weights of this rank in the step at hand
-        self._columns: list[Tensor] = []  # (b, 1 + S) each: mean loss and token signals of this rank's micro-batches
-        self._everyone: Tensor | None = None  # (B, 1 + S) of all ranks, where they were gathered to weigh
+        self._window: Tensor | None = None  # (A, b) or (A, b, L) weights of this rank in the step at hand
+        self._columns: list[Tensor] = []  # (b, C) or (b, L, C) each, of this rank's micro-batches
+        self._everyone: Tensor | None = None  # (B, C) or (B, L, C) of all ranks, where they were gathered to weigh
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, LanguageModule)
         self._trainer, self._module = trainer, pl_module
-        pl_module.weigher = self.weigh
+        pl_module.weigher, pl_module.weighs_tokens = self.weigh, self._by_token
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -58,32 +63,43 @@ class WeightingCallback(StrategyCallback[Weighter]):
             board, ids, step = self.context.board, self.context.loader.global_ids, batch.step
             assert board is not None
             self._surveyed = {s: board.values(s, ids, step=step) for s in (*self._of_domains, *self._of_rows)}
-            self._targets = {s: board.target_values(s, step=step) for s in self.strategy.needs_of_target()}
+            renewed = self.strategy.needs_of_target() if self.strategy.renews_target(step) else ()
+            self._targets = {s: board.target_values(s, step=step) for s in renewed}
+            self._scale_learning_rate(trainer, self.strategy.learning_rate_factor(self.state, step))
+
+    def _scale_learning_rate(self, trainer: pl.Trainer, factor: float) -> None:
+        """For the step at hand; the schedule sets the rate of the next one anew."""
+        if factor == 1.0:
+            return
+        self.context.lr *= factor
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] *= factor
 
     def weigh(self, losses: Tensor, batch: Batch) -> Tensor:
-        """Weights (b,) for token losses (b, L) of a micro-batch."""
-        columns = self._measured(losses, batch)
+        """Weights (b,), or (b, L) of tokens, for token losses (b, L) of a micro-batch."""
         if batch.micro == 0:
             self._columns, self._everyone = [], None
-        self._columns.append(columns)
         if self.strategy.scope == "example":
-            return self._weights(columns, batch.ids.cpu(), batch.step).to(losses)
-        if batch.micro == 0:
-            self._window = self._weigh_global(columns, batch)
-        assert self._window is not None
-        return self._window[batch.micro].to(losses)
+            self._columns.append(self._measured(losses, batch))
+            weights = self._weights(self._columns[-1], batch.ids.cpu(), batch.step)
+        else:
+            if batch.micro == 0:
+                self._window = self._weigh_global(self._measured(losses, batch), batch)
+            assert self._window is not None
+            weights = self._window[batch.micro]
+        return _fitted(weights, losses.shape[1]).to(losses) if self._by_token else weights.to(losses)
 
     def _weigh_global(self, columns: Tensor, batch: Batch) -> Tensor:
-        """Weights (A, b) of this rank's micro-batches."""
+        """Weights (A, b) or (A, b, L) of this rank's micro-batches."""
         assert self._trainer is not None
         loader = self.context.loader
-        mine = torch.cat([columns, *self._columns_to_come(batch)])  # (A * b, 1 + S)
-        self._everyone = gathered(self._trainer, mine)  # (B, 1 + S) in the order of the global batch
+        mine = torch.cat([columns, *self._columns_to_come(batch)])  # (A * b, ...)
+        self._everyone = gathered(self._trainer, mine)  # (B, ...) in the order of the global batch
         weights = self._weights(self._everyone, loader.global_ids, batch.step)
-        return weights.view(loader.world, loader.accumulation, -1)[loader.rank]
+        return weights.unflatten(0, (loader.world, loader.accumulation, -1))[loader.rank]
 
     def _columns_to_come(self, batch: Batch) -> list[Tensor]:
-        """Columns (b, 1 + S) of each later micro-batch of this rank in the step at hand."""
+        """Columns (b, ...) of each later micro-batch of this rank in the step at hand."""
         loader, module, trainer = self.context.loader, self._module, self._trainer
         if loader.accumulation == 1:
             return []
@@ -103,21 +119,23 @@ class WeightingCallback(StrategyCallback[Weighter]):
         return out
 
     def _measured(self, losses: Tensor, batch: Batch) -> Tensor:
-        """Columns (b, 1 + S) float64: mean loss and each token signal, of token losses (b, L)."""
-        columns = [losses.sum(1) / batch.tokens.clamp(min=1)]
-        if self._of_tokens:
-            targets = batch.targets >= 0  # (b, L)
-            names = {str(signal.reference) for signal in self._of_tokens}
-            reference = {name: self.context.references[name].token_losses(batch) for name in names}  # (b, L) each
-            columns += [s.of_tokens(losses, reference[str(s.reference)], targets) for s in self._of_tokens]
-        return torch.stack([column.double() for column in columns], 1)
+        """Columns (b, C) float64, or (b, L, C) float32 of tokens, of token losses (b, L)."""
+        targets = batch.targets >= 0  # (b, L)
+        names = {str(signal.reference) for signal in self._of_tokens}
+        reference = {name: self.context.references[name].token_losses(batch) for name in names}  # (b, L) each
+        found = [s.of_tokens(losses, reference[str(s.reference)], targets) for s in self._of_tokens]
+        if not self._by_token:
+            means = losses.sum(1) / batch.tokens.clamp(min=1)
+            return torch.stack([column.double() for column in (means, *found)], 1)
+        longest = int(self.context.index.inputs_of(self.context.loader.global_ids).max())  # on all ranks
+        return torch.stack([_fitted(column.float(), longest) for column in (losses, targets, *found)], 2)
 
     def _weights(self, columns: Tensor, ids: Tensor, step: int) -> Tensor:
-        """Checked weights (n,) for detached columns (n, 1 + S) of rows `ids`."""
+        """Checked weights (n,) or (n, L) for detached columns (n, ...) of rows `ids`."""
         index, loader = self.context.index, self.context.loader
         columns = columns.detach().cpu()
-        losses = columns[:, 0].float()  # (n,)
-        refuse_nan(index, step + 1, ids, losses)
+        losses = columns[..., 0].float()  # (n,) or (n, L)
+        refuse_nan(index, step + 1, ids, losses.flatten(1).sum(1) if self._by_token else losses)
         tokens = index.tokens_of(loader.global_ids).double()
         empty = torch.zeros(len(index.domains), dtype=torch.float64)
         batch = WeighedBatch(
@@ -130,6 +148,7 @@ class WeightingCallback(StrategyCallback[Weighter]):
             step=step,
             total_steps=self.context.total_steps,
             generator=generator(self.context.seed, self.name, step),
+            targets=columns[..., 1] > 0 if self._by_token else None,
             target=self.context.target,
             target_values=self._targets,
             lr=self.context.lr,
@@ -137,16 +156,17 @@ class WeightingCallback(StrategyCallback[Weighter]):
         return self.strategy.checked(self.strategy.weigh(self.state, losses, batch), losses)
 
     def _values(self, columns: Tensor) -> dict[Signal, Tensor]:
-        return {**dict(zip(self._of_tokens, columns[:, 1:].unbind(1), strict=True)), **self._surveyed}
+        first = 2 if self._by_token else 1
+        return {**dict(zip(self._of_tokens, columns[..., first:].unbind(-1), strict=True)), **self._surveyed}
 
     def _watched(self, step: Step) -> Observation:
-        """What was needed to weigh the batch is observed too."""
+        """What was needed to weigh the batch is observed too, but for what is measured of each token."""
         assert self._trainer is not None
         seen = super()._watched(step)
-        if self._of_tokens and self._everyone is None:
-            self._everyone = gathered(self._trainer, torch.cat(self._columns))  # (B, 1 + S)
-        columns = torch.empty(0, 1 + len(self._of_tokens)) if self._everyone is None else self._everyone
-        values = {**seen.values, **self._values(columns)}
+        if self._of_tokens and self._everyone is None and not self._by_token:
+            self._everyone = gathered(self._trainer, torch.cat(self._columns))  # (B, C)
+        whole = self._everyone is not None and not self._by_token
+        values = {**seen.values, **(self._values(self._everyone) if whole else self._surveyed)}
         return self._observation(step.number, step.ids, values, horizon=0, target_values=self._targets, lr=step.lr)
 
     def on_train_batch_end(
@@ -154,12 +174,19 @@ class WeightingCallback(StrategyCallback[Weighter]):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         step = self.context.step
+        assert self._module is not None
         if step is None:
             return
         if step.number % self.log_every == 0 or step.number == 1:
-            line = {**summaries.of_weights(step.weights), **self.strategy.shows(self.state, self.context.index)}
+            told = summaries.of_weights(step, self._module.objective.reduction)
+            line = {**told, **self.strategy.shows(self.state, self.context.index)}
             self.context.write(trainer, {"step": step.number, "kind": self.kind, "strategy": self.name, **line})
             _log_histogram(trainer, step.number, step.weights)
+
+
+def _fitted(values: Tensor, length: int) -> Tensor:
+    """Values (b, length) of values (b, L), with zeros after them or without their end, which holds padding alone."""
+    return functional.pad(values, (0, length - values.shape[1]))
 
 
 def _log_histogram(trainer: pl.Trainer, step: int, weights: Tensor) -> None:
