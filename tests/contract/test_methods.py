@@ -48,6 +48,7 @@ NEEDED = {
             "strategies.influence_distillation.candidates=64",
         ),
     ],
+    "lr_matched": ["strategies.lr_matched.multiplier=0.5"],
     "near": [TARGET],
     "rds": [TARGET],
     "rho_loss": ["strategies.rho_loss.candidates=24"],

@@ -61,6 +61,8 @@ def weighing(
     index: PoolIndex | None = None,
     step: int = 0,
     total_steps: int = 100,
+    targets: Tensor | None = None,
+    seed: int = 0,
 ) -> WeighedBatch:
     """A global batch of rows 0, 1, ... of these domains, of one target token each if not given."""
     owner = torch.as_tensor(domain, dtype=torch.int64)
@@ -78,7 +80,8 @@ def weighing(
         values=dict(values or {}),
         step=step,
         total_steps=total_steps,
-        generator=generator(0),
+        generator=generator(seed),
+        targets=targets,
     )
 
 

@@ -1,6 +1,6 @@
 """Excess loss: how much worse the model is than a reference model, on the rows that it is trained on.
 
-Paper: DoReMi, arXiv 2305.10429, section 2.  Letters: b rows of a micro-batch, L target positions.
+Papers: DoReMi, arXiv 2305.10429, section 2; per token, Rho-1, arXiv 2404.07965, section 2.2.  Letters: b rows of a micro-batch, L target positions.
 """
 
 from __future__ import annotations
@@ -31,3 +31,14 @@ class ExcessLoss(TokenSignal):
     def of_tokens(self, losses: Tensor, reference: Tensor, targets: Tensor) -> Tensor:
         excess = (losses - reference).double() * targets  # (b, L)
         return (excess.clamp(min=0) if self.clip == "token" else excess).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenExcess(TokenSignal):
+    """Loss minus reference loss of each target token, nats, (b, L); 0 where nothing is predicted."""
+
+    free: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
+
+    def of_tokens(self, losses: Tensor, reference: Tensor, targets: Tensor) -> Tensor:
+        return (losses - reference) * targets

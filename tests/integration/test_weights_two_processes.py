@@ -1,0 +1,109 @@
+"""Weights of rows and tokens rest on the global batch: the same steps however it is cut, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from regimen.training.callbacks.checkpoint import checkpoints
+from tests.support.runs import lines, run
+
+CELLS = {
+    "focal": ("method=focal", "strategies.focal.norm=sum"),
+    "rho1": ("method=rho1", "strategies.rho1.ratio=0.5"),
+    "group_dro": ("method=group_dro", "strategies.group_dro.step_size=1.0"),
+    "shuffled": (
+        "method=shuffled_weights",
+        "strategies.shuffled_weights.of={_target_: regimen.weighting.focal.Focal, gamma: 1.0}",
+    ),
+}
+COMMON = (
+    *("dataset=sft_files", "objective=sft", "dataset.tokenizer.kind=bytes", "dataset.seq_len=256", "budget.steps=4"),
+    *("dataset.domain_field=task", "dataset.overlap.n=0", "trainer.log_every=1", "evaluation.at=[1]"),
+)
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.support.runs import run
+corpus, home, out, *cells = sys.argv[1:]
+for cell in cells:
+    name, *overrides = cell.split("|")
+    run(Path(corpus), Path(home), *overrides, f"run_dir={out}/{name}", "trainer=ddp", "trainer.accelerator=cpu",
+        "trainer.micro_batch_size=2")
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Outputs of one pass, of four micro-batches, and of two processes with two each; a folder per method."""
+    corpus, home = tmp_path_factory.mktemp("corpus") / "rows.jsonl", tmp_path_factory.mktemp("home")
+    rows = [{"instruction": f"say {i}", "output": "abc"[i % 3] * (2 + i % 17), "task": "ab"[i % 2]} for i in range(60)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = {name: tmp_path_factory.mktemp(name) for name in ("whole", "parts", "two")}
+    for name, cell in CELLS.items():
+        run(corpus, home, *COMMON, *cell, f"run_dir={out['whole']}/{name}", "trainer.micro_batch_size=8")
+        run(corpus, home, *COMMON, *cell, f"run_dir={out['parts']}/{name}", "trainer.micro_batch_size=2")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", SCRIPT, str(corpus), str(home), str(out["two"])]
+    command += ["|".join([name, *COMMON, *cell]) for name, cell in CELLS.items()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "weights", "GROUP_RANK": "0"}
+    root = Path(__file__).resolve().parents[2]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=root,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=240)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    return out
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in lines(folder / "record.jsonl") if row["kind"] == "weighter"]
+
+
+@pytest.mark.parametrize("cut", ["parts", "two"])
+@pytest.mark.parametrize("method", CELLS)
+def test_the_same_steps(folders: dict[str, Path], method: str, cut: str) -> None:
+    one, other = folders["whole"] / method, folders[cut] / method
+    lines_of_one, lines_of_other = told(one), told(other)
+    assert len(lines_of_one) == 4
+    for a, b in zip(lines_of_one, lines_of_other, strict=True):
+        for key in ("loss", "weighted_loss", "effective_sample_size", "effective_lr_multiplier", "mean"):
+            assert b[key] == pytest.approx(a[key], rel=1e-4), (a["step"], key)
+    first, second = (torch.load(checkpoints(folder)[-1], weights_only=True)["state_dict"] for folder in (one, other))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("method", CELLS)
+def test_the_weights_differ(folders: dict[str, Path], method: str) -> None:
+    """So that equal steps above say something."""
+    assert min(row["effective_sample_size"] for row in told(folders["whole"] / method)) < 0.99
+
+
+def test_rho1_tells_both_losses(folders: dict[str, Path]) -> None:
+    """Half of the tokens, each counting twice: the loss in the metrics is that of all."""
+    rows = told(folders["whole"] / "rho1")
+    trained = [row for row in lines(folders["whole"] / "rho1" / "metrics.jsonl") if row["split"] == "train"]
+    for row, metrics in zip(rows, trained, strict=True):
+        assert row["effective_sample_size"] == pytest.approx(0.5, abs=0.02)
+        assert row["effective_lr_multiplier"] == pytest.approx(1, rel=1e-6)
+        assert row["loss"] == pytest.approx(metrics["loss"])
+        assert abs(row["weighted_loss"] - row["loss"]) > 1e-4
