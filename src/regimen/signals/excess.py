@@ -1,6 +1,7 @@
 """Excess loss: how much worse the model is than a reference model, on the rows that it is trained on.
 
-Papers: DoReMi, arXiv 2305.10429, section 2; per token, Rho-1, arXiv 2404.07965, section 2.2.  Letters: b rows of a micro-batch, L target positions.
+Papers: DoReMi, arXiv 2305.10429, section 2; per token, Rho-1, arXiv 2404.07965, section 2.2.
+Letters: b rows of a micro-batch, L target positions.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class GroupDro(Weighter):
         return self.adjustment / index.sizes.clamp(min=1).double().sqrt()  # (K,)
 
     def _greedy(self, average: Tensor, index: PoolIndex) -> Tensor:
-        """q (K,) of `cvar`: the pool's shares of the worst domains over `fraction`; one never seen comes last."""
+        """Weights q (K,) of `cvar`: the pool's shares of the worst domains over `fraction`; one never seen comes last."""
         share = index.sizes.double() / index.sizes.sum()
         ranked = (average + self._adjustments(index)).nan_to_num(-torch.inf).argsort(descending=True, stable=True)
         left = (self.fraction - share[ranked].cumsum(0) + share[ranked]).clamp(min=0)  # before each domain is taken
@@ -153,7 +153,7 @@ class GroupDro(Weighter):
 
 
 def ascend(q: Tensor, followed: Tensor, here: Tensor, *, step_size: float) -> Tensor:
-    """q (K,) after one exponentiated step of the domains that are `here` (K,) bool, whose sum stays; others stay."""
+    """Weights q (K,) after an exponentiated step of the domains `here` (K,) bool, whose sum stays; others stay."""
     if not bool(here.any()):
         return q
     raised = (q[here].log() + step_size * followed[here]).softmax(0)  # normalised in logs, which cannot overflow

@@ -35,7 +35,8 @@ class ShuffledWeights(Weighter):
                 "shuffled_weights wraps a weighter",
                 got=self.of,
                 allowed="a mapping with the _target_ of a weighter",
-                do="e.g. 'strategies.shuffled_weights.of={_target_: regimen.weighting.focal.Focal}'",
+                do="e.g. '~strategies.shuffled_weights.of' "
+                "'+strategies.shuffled_weights.of={_target_: regimen.weighting.focal.Focal}'",
             )
 
     @property
