@@ -31,6 +31,8 @@ EXAMPLES = (
 )
 # What a method cannot do without on any corpus.
 NEEDED = {
+    "adapt": [TARGET, "strategies.adapt.every=3", "strategies.adapt.centred=true"],
+    "adapt_bm25": [TARGET],
     "cluster_less": [
         *(TARGET, "strategies.cluster_less.by.sketch.dimensions=64", "strategies.cluster_less.candidates=40"),
         "strategies.cluster_less.ratio=0.5",

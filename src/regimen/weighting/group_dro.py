@@ -143,7 +143,7 @@ class GroupDro(Weighter):
         return self.adjustment / index.sizes.clamp(min=1).double().sqrt()  # (K,)
 
     def _greedy(self, average: Tensor, index: PoolIndex) -> Tensor:
-        """Weights q (K,) of `cvar`: the pool's shares of the worst domains over `fraction`; one never seen comes last."""
+        """Weights q (K,) of `cvar`: pool shares of the worst domains over `fraction`; one never seen comes last."""
         share = index.sizes.double() / index.sizes.sum()
         ranked = (average + self._adjustments(index)).nan_to_num(-torch.inf).argsort(descending=True, stable=True)
         left = (self.fraction - share[ranked].cumsum(0) + share[ranked]).clamp(min=0)  # before each domain is taken
