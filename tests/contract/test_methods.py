@@ -37,6 +37,7 @@ NEEDED = {
     ],
     "dvemb": [TARGET, "strategies.dvemb.by.sketch.dimensions=64"],
     "dvemb_log": ["strategies.dvemb_log.by.sketch.dimensions=64"],
+    "grab": ["strategies.grab.by.sketch.dimensions=64", "strategies.grab.passes=2"],
     "greats": [TARGET, "strategies.greats.candidates=20"],
     "holdout": ["strategies.holdout.fraction=0.3"],
     "in_run_shapley": [TARGET],
@@ -118,6 +119,10 @@ def overrides_of(method: str, corpus: Path, home: Path) -> list[str]:
         file = home / "scores.csv"
         file.write_text("id,score\n" + "".join(f"{i},{i % 7}\n" for i in range(40)))
         out += [f"strategies.scores.by.path={file}", "strategies.scores.missing=drop"]
+    if method == "window_assignment":
+        rows = make_pool(settings_of(corpus, home), progress=False).train.index.rows
+        np.save(home / "windows.npy", np.random.default_rng(0).normal(size=(rows, 4)))
+        out.append(f"strategies.window_assignment.by.path={home}/windows.npy")
     if method == "data_whisperer":  # asks questions, which packed text has none of
         records = [{"instruction": f"say {i % 5}", "output": f"{i % 5}", "task": "ab"[i % 2]} for i in range(60)]
         records = [record | {"instruction": f"{record['instruction']} ({i})"} for i, record in enumerate(records)]
