@@ -25,9 +25,8 @@ TARGET = "dataset.target={path: null, from: [sums], rows_per_subtask: 4, seed: 0
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 EXAMPLES = (
     *("dataset=sft_files", "objective=sft", "dataset.tokenizer.kind=bytes", "dataset.seq_len=256"),
-    *("dataset.domain_field=task", "dataset.overlap.n=0", "strategies.data_whisperer.by.max_new_tokens=8"),
-    *("dataset.target={path: null, from: [a], rows_per_subtask: 4, seed: 0}", "strategies.data_whisperer.by.shown=3"),
-    "strategies.data_whisperer.by.asked=1",
+    *("dataset.domain_field=task", "dataset.overlap.n=0"),
+    "dataset.target={path: null, from: [a], rows_per_subtask: 4, seed: 0}",
 )
 # What a method cannot do without on any corpus.
 NEEDED = {
@@ -87,6 +86,15 @@ OFTEN = {
     "delta_loss": ["strategies.delta_loss.when.steps=3"],
     "less_online": ["strategies.less_online.when.steps=2", "strategies.less_online.when.start=2"],
     "ado": ["strategies.ado.start=3", "strategies.ado.refit_every=2"],
+    "curriculum": [
+        *("strategies.curriculum.when.steps=3", "strategies.curriculum.by.max_rows=40"),
+        "dataset.max_epochs_per_domain=null",
+    ],
+    "data_whisperer": [
+        *("strategies.data_whisperer.by.max_new_tokens=8", "strategies.data_whisperer.by.shown=3"),
+        "strategies.data_whisperer.by.asked=1",
+    ],
+    "length_curriculum": ["strategies.length_curriculum.when.steps=3"],
     "climb": ["rounds=2", "stages.swarm.count=[6,4]"],
     "loss_selection": ["strategies.loss_selection.when.steps=3"],
     "mixing_laws": ["stages.law.fit.starts=1"],
@@ -123,8 +131,10 @@ def overrides_of(method: str, corpus: Path, home: Path) -> list[str]:
         rows = make_pool(settings_of(corpus, home), progress=False).train.index.rows
         np.save(home / "windows.npy", np.random.default_rng(0).normal(size=(rows, 4)))
         out.append(f"strategies.window_assignment.by.path={home}/windows.npy")
-    if method == "data_whisperer":  # asks questions, which packed text has none of
-        records = [{"instruction": f"say {i % 5}", "output": f"{i % 5}", "task": "ab"[i % 2]} for i in range(60)]
+    if method in ("data_whisperer", "length_curriculum"):  # questions and lengths, which packed text has none of
+        records = [
+            {"instruction": f"say {i % 5}", "output": f"{10 ** (i % 5)}", "task": "ab"[i % 2]} for i in range(60)
+        ]
         records = [record | {"instruction": f"{record['instruction']} ({i})"} for i, record in enumerate(records)]
         (home / "examples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         out += [f"dataset.path={home}/examples.jsonl", *EXAMPLES]

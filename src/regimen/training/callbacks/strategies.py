@@ -139,11 +139,16 @@ class StrategyCallback(pl.Callback, Generic[S]):
             values[signal] = signal.measure(_StepMeter(self.context, step), step.ids)
         return self._observation(step.number, step.ids, values, horizon=0, lr=step.lr)
 
+    def _measures(self, step: int) -> bool:
+        assert self.trigger is not None
+        return not self.strategy.measures_once or step == self.trigger.following(-1, self.context.total_steps)
+
     def seen(self, step: int, ids: Tensor) -> Observation:
         """Rows `ids` (n,) with all that the strategy needs of them and of the target set. Collective."""
         board = self.context.board
         assert board is not None
-        values = {signal: board.values(signal, ids, step=step) for signal in self.strategy.needs()}
+        needs = self.strategy.needs() if self._measures(step) else ()
+        values = {signal: board.values(signal, ids, step=step) for signal in needs}
         wanted = {signal: board.target_values(signal, step=step) for signal in self.strategy.needs_of_target()}
         return self._observation(step, ids, values, horizon=self._horizon(step), target_values=wanted)
 
