@@ -28,6 +28,7 @@ from regimen.runs.staging import Done, resolved, stage_costs
 from regimen.runs.store import Store
 from regimen.runs.trackers import make_trackers
 from regimen.signals.board import SignalBoard
+from regimen.training.callbacks.averaging import AverageWeights
 from regimen.training.callbacks.checkpoint import RunState, SaveCheckpoints, clear_unfinished, step_of
 from regimen.training.callbacks.evaluate import Evaluate
 from regimen.training.callbacks.metrics import MetricFiles, Metrics, peak_memory_mb
@@ -96,6 +97,9 @@ class Run:
         )
         self.files = MetricFiles(folder, pool.domains, self.context)
         self.evaluate = Evaluate(self.context, self.files, settings["evaluation"]["at"])
+        average = settings["optimizer"].get("average") or {"kind": "none", "start": 0.0, "decay": 0.0}
+        self.averaging = AverageWeights(self.context, self.module.model, **average)
+        self.evaluate.as_evaluated = self.averaging.applied
         self._measure_with(pool)
         self._compare_with(pool)
         self.trainer.callbacks[:] = [*self.trainer.callbacks, *self._callbacks()]
@@ -209,6 +213,7 @@ class Run:
         return [
             GatherSteps(context),
             *strategies,
+            self.averaging,
             self.evaluate,
             Metrics(context, self.files),
             ShowProgress(context, title, mode=wanted["progress"], every=wanted["log_every"]),
@@ -241,6 +246,7 @@ class Run:
         self.rows.end()
         if self.rank == 0:
             self.summary |= summary.ending(self.context, self.evaluate.latest, peak_memory_mb=peak_memory_mb())
+            self.summary["averaging"] = self.averaging.settings
             self.summary["gives"] = self._gives()
             write_json(self.folder / "summary.json", self.summary)
             self._say_where()
