@@ -96,7 +96,7 @@ GROUPS: Mapping[str, Mapping[str, Rule]] = {
         ),
     },
     "budget": {**dict.fromkeys(UNITS, _ANY), "fallback_steps": _whole(1)},
-    "evaluation": {"at": _FRACTIONS},
+    "evaluation": {"at": _FRACTIONS, "decile_rows": _whole(0)},
     "objective": {
         "kind": _one_of("causal_lm", "sft"),
         "reduction": _one_of("token_mean", "sample_mean"),
