@@ -25,9 +25,8 @@ TARGET = "dataset.target={path: null, from: [sums], rows_per_subtask: 4, seed: 0
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 EXAMPLES = (
     *("dataset=sft_files", "objective=sft", "dataset.tokenizer.kind=bytes", "dataset.seq_len=256"),
-    *("dataset.domain_field=task", "dataset.overlap.n=0", "strategies.data_whisperer.by.max_new_tokens=8"),
-    *("dataset.target={path: null, from: [a], rows_per_subtask: 4, seed: 0}", "strategies.data_whisperer.by.shown=3"),
-    "strategies.data_whisperer.by.asked=1",
+    *("dataset.domain_field=task", "dataset.overlap.n=0"),
+    "dataset.target={path: null, from: [a], rows_per_subtask: 4, seed: 0}",
 )
 # What a method cannot do without on any corpus.
 NEEDED = {
@@ -39,6 +38,7 @@ NEEDED = {
     ],
     "dvemb": [TARGET, "strategies.dvemb.by.sketch.dimensions=64"],
     "dvemb_log": ["strategies.dvemb_log.by.sketch.dimensions=64"],
+    "grab": ["strategies.grab.by.sketch.dimensions=64", "strategies.grab.passes=2"],
     "greats": [TARGET, "strategies.greats.candidates=20"],
     "holdout": ["strategies.holdout.fraction=0.3"],
     "in_run_shapley": [TARGET],
@@ -89,6 +89,15 @@ OFTEN = {
     "delta_loss": ["strategies.delta_loss.when.steps=3"],
     "less_online": ["strategies.less_online.when.steps=2", "strategies.less_online.when.start=2"],
     "ado": ["strategies.ado.start=3", "strategies.ado.refit_every=2"],
+    "curriculum": [
+        *("strategies.curriculum.when.steps=3", "strategies.curriculum.by.max_rows=40"),
+        "dataset.max_epochs_per_domain=null",
+    ],
+    "data_whisperer": [
+        *("strategies.data_whisperer.by.max_new_tokens=8", "strategies.data_whisperer.by.shown=3"),
+        "strategies.data_whisperer.by.asked=1",
+    ],
+    "length_curriculum": ["strategies.length_curriculum.when.steps=3"],
     "climb": ["rounds=2", "stages.swarm.count=[6,4]"],
     "loss_selection": ["strategies.loss_selection.when.steps=3"],
     "mixing_laws": ["stages.law.fit.starts=1"],
@@ -121,8 +130,14 @@ def overrides_of(method: str, corpus: Path, home: Path) -> list[str]:
         file = home / "scores.csv"
         file.write_text("id,score\n" + "".join(f"{i},{i % 7}\n" for i in range(40)))
         out += [f"strategies.scores.by.path={file}", "strategies.scores.missing=drop"]
-    if method == "data_whisperer":  # asks questions, which packed text has none of
-        records = [{"instruction": f"say {i % 5}", "output": f"{i % 5}", "task": "ab"[i % 2]} for i in range(60)]
+    if method == "window_assignment":
+        rows = make_pool(settings_of(corpus, home), progress=False).train.index.rows
+        np.save(home / "windows.npy", np.random.default_rng(0).normal(size=(rows, 4)))
+        out.append(f"strategies.window_assignment.by.path={home}/windows.npy")
+    if method in ("data_whisperer", "length_curriculum"):  # questions and lengths, which packed text has none of
+        records = [
+            {"instruction": f"say {i % 5}", "output": f"{10 ** (i % 5)}", "task": "ab"[i % 2]} for i in range(60)
+        ]
         records = [record | {"instruction": f"{record['instruction']} ({i})"} for i, record in enumerate(records)]
         (home / "examples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         out += [f"dataset.path={home}/examples.jsonl", *EXAMPLES]

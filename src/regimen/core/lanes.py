@@ -1,7 +1,8 @@
 """Rows in the order of service: one lane over the whole pool without a mixture, one per domain with one.
 
 A lane serves its rows in passes, each a seeded permutation or the plan's order, without replacement; when the plan
-changes, the rows served least often come first. No row is served more than `cap` times.
+changes, the rows served least often come first, and no row is served more than `cap` times. Draws with replacement know
+nothing of what was served.
 
 Letters: N rows of the pool, M rows of a lane.
 """
@@ -103,7 +104,7 @@ class Lanes:
             return ids
         ids = self._expanded(ids, rng)
         ids = ids[torch.randperm(len(ids), generator=rng)]
-        if passes == 0 and self._rebuilt_at:
+        if passes == 0 and self._rebuilt_at and self.plan.sampling_weight is None:  # a draw knows of no other
             ids = ids[self._base[ids].argsort(stable=True)]  # rows served least often first
         return ids
 

@@ -18,7 +18,7 @@ LAYOUT = (
 NOT_RESULT = (
     *LAYOUT,
     *("run_dir", "resume", "sweep", "choices", "shard", "hydra", "signal", "accept_other_version", "on_bad_record"),
-    *("overrides", "only_stages", "score"),
+    *("overrides", "only_stages", "score", "evaluation.decile_rows"),
 )
 """All settings, dotted, that cannot change a result."""
 

@@ -35,6 +35,12 @@ class Strategy:
     """
 
     kind: ClassVar[Kind]
+    followed: ClassVar[bool] = False  # the record tells the scores it went by along training
+
+    @property
+    def measures_once(self) -> bool:
+        """Whether what it needs is measured for its first decision alone; its state keeps what later ones want."""
+        return False
 
     def init(self, index: PoolIndex) -> Any:
         """The state before the first step."""
@@ -170,6 +176,7 @@ class Orderer(Strategy):
     """
 
     kind: ClassVar[Kind] = "orderer"
+    followed: ClassVar[bool] = True
     jitter: int = 0
     within: str | None = None
 

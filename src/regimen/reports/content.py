@@ -10,6 +10,7 @@ from regimen.evaluation.statistics import Interval
 from regimen.reports.budgets import cost_table, ranking_table
 from regimen.reports.cells import Table
 from regimen.reports.compare import Comparison
+from regimen.reports.courses import course_figures
 from regimen.reports.decision_figures import decision_figures
 from regimen.reports.drawing import Drawing
 from regimen.reports.figures import comparison_figures
@@ -156,7 +157,10 @@ def _chapter(comparison: Comparison, number: int) -> Chapter:
         rankings=tuple(ranking_table(ranking, comparison) for ranking in comparison.rankings),
         figures=tuple(comparison_figures(comparison, key=f"s{number}")),
         realised=realised_table(comparison),
-        decisions=tuple(decision_figures(comparison, key=f"d{number}x")),
+        decisions=(
+            *decision_figures(comparison, key=f"d{number}x"),
+            *course_figures(comparison, key=f"d{number}y"),
+        ),
         missing=tuple(missing_cells(comparison.section)),
     )
 

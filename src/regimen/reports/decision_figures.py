@@ -41,7 +41,7 @@ Array = NDArray[np.float64]
 def decision_figures(comparison: Comparison, *, key: str) -> list[Drawing]:
     """The figures of every arm that decided something, arm by arm."""
     drawings = []
-    shown = _shown(comparison)
+    shown = shown_domains(comparison)
     for number, result in enumerate(comparison.results):
         arm, name = result.arm, f"{key}{number}"
         if mixture := mixture_of(arm):
@@ -55,11 +55,12 @@ def decision_figures(comparison: Comparison, *, key: str) -> list[Drawing]:
     return drawings
 
 
-def _seeds(number: int) -> str:
+def seeds_text(number: int) -> str:
+    """How many seeds a figure is the mean of, as a sentence."""
     return f"Mean over {count(number, 'seed')}." if number > 1 else "One seed."
 
 
-def _shown(comparison: Comparison) -> list[str]:
+def shown_domains(comparison: Comparison) -> list[str]:
     """The domains that have a colour, the same in every figure: all of them, or the largest of the pool."""
     for result in comparison.results:
         if (mixture := mixture_of(result.arm)) and mixture.natural:
@@ -84,17 +85,18 @@ def fold(shares: Mapping[str, Any], shown: Sequence[str]) -> dict[str, Any]:
     return {**named, OTHER: sum(rest)} if rest else named
 
 
-def _pens(names: list[str]) -> dict[str, Pen]:
+def pens_of(names: list[str]) -> dict[str, Pen]:
+    """A pen per domain; all others share a grey one."""
     return {name: Pen(hue=9) if name == OTHER else pen for name, pen in domain_pens(names).items()}
 
 
 def _mixture(label: str, mixture: Mixture, shown: Sequence[str], *, key: str) -> Drawing:
     decided = fold(mixture.decided, shown)
-    pens = _pens(list(decided))
+    pens = pens_of(list(decided))
     ends = [("in the pool", mixture.natural), ("realised", mixture.realised)]
     widths = [0.17 if ends[0][1] else 0.001, 1.0, 0.17 if ends[1][1] else 0.001]
     with canvas(3.1, panels=widths, across=True) as (figure, (left, middle, right)):
-        steps, held = _staircase(mixture.steps, decided)
+        steps, held = staircase(mixture.steps, decided)
         middle.stackplot(
             steps, *held.values(), colors=[pens[n].color for n in held], edgecolor=PAPER, linewidth=0.8, alpha=0.9
         )
@@ -104,14 +106,14 @@ def _mixture(label: str, mixture: Mixture, shown: Sequence[str], *, key: str) ->
         for axes, (name, shares) in zip((left, right), ends, strict=True):
             _column(axes, name, _like(decided, shares), pens)
         for axes in (left, middle, right):
-            _share_axis(axes, labelled=axes is left or (axes is middle and not mixture.natural))
+            share_axis(axes, labelled=axes is left or (axes is middle and not mixture.natural))
         alt = f"Mixture of {label}: share of each domain over the steps as decided, beside the pool's and the realised."
         return Drawing(
             title=f"{label}: mixture",
             svg=to_svg(figure, key=key, alt=alt),
             alt=alt,
             caption=f"Share of every domain: in the pool, decided by {mixture.strategy} at each step, and realised "
-            f"over the whole run. {_seeds(mixture.seeds)}",
+            f"over the whole run. {seeds_text(mixture.seeds)}",
             legend=tuple(pens.items()),
             keys="area",
         )
@@ -123,7 +125,8 @@ def _like(decided: Mapping[str, Any], shares: Mapping[str, float]) -> dict[str, 
     return {**named, OTHER: max(0.0, sum(shares.values()) - sum(named.values()))} if OTHER in decided else named
 
 
-def _staircase(steps: Array, decided: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+def staircase(steps: Array, decided: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Points (2P - 1,) that hold each of the values (P,) until the next step."""
     x = np.repeat(steps, 2)[1:]
     return x, {name: np.repeat(values, 2)[:-1] for name, values in decided.items()}
 
@@ -141,7 +144,8 @@ def _column(axes: Any, name: str, shares: Mapping[str, float], pens: Mapping[str
     axes.set_title(name, color=MUTED)
 
 
-def _share_axis(axes: Any, *, labelled: bool) -> None:
+def share_axis(axes: Any, *, labelled: bool) -> None:
+    """A vertical axis of shares from 0 to 1."""
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["", "50%", "100%"] if labelled else ["", "", ""])
     axes.grid(visible=False)
@@ -161,7 +165,7 @@ def _order(label: str, order: Order, shown: Sequence[str], *, key: str) -> Drawi
 def _one_order(
     label: str, order: Order, group: OrderedGroup, shares: Mapping[str, Any], more: str, key: str
 ) -> Drawing:
-    pens = _pens(list(shares))
+    pens = pens_of(list(shares))
     panels = [*([0.8] if group.scores is not None else []), *([1.0] if shares else [])]
     with canvas(1.1 + 1.25 * len(panels), panels=panels or [1.0]) as (figure, axes):
         if group.scores is not None:
@@ -171,11 +175,11 @@ def _one_order(
         if shares:
             parts = np.arange(len(next(iter(shares.values()))) + 1) / len(next(iter(shares.values())))
             held = {name: np.append(values, values[-1]) for name, values in shares.items()}
-            x, stairs = _staircase(parts, held)
+            x, stairs = staircase(parts, held)
             colors = [pens[name].color for name in stairs]
             axes[-1].stackplot(x, *stairs.values(), colors=colors, edgecolor=PAPER, linewidth=0.8, alpha=0.9)
             axes[-1].set_xlim(0, 1)
-            _share_axis(axes[-1], labelled=True)
+            share_axis(axes[-1], labelled=True)
         _along(axes)
         alt = f"Order of {label}: the mean score and the share of every domain along the sequence."
         return Drawing(
@@ -183,7 +187,7 @@ def _one_order(
             svg=to_svg(figure, key=key, alt=alt),
             alt=alt,
             caption=f"Along the sequence that {order.strategy} laid out, in {_parts(group)} equal parts: mean score "
-            f"above, share of every domain below. {_seeds(order.seeds)}{more}",
+            f"above, share of every domain below. {seeds_text(order.seeds)}{more}",
             legend=tuple(pens.items()),
             keys="area",
         )
@@ -204,7 +208,7 @@ def _orders_by_group(label: str, order: Order, shown: Sequence[str], more: str, 
             title=f"{label}: order",
             svg=to_svg(figure, key=key, alt=alt),
             alt=alt,
-            caption=f"{order.strategy} ordered every domain by itself. {_seeds(order.seeds)}{more}",
+            caption=f"{order.strategy} ordered every domain by itself. {seeds_text(order.seeds)}{more}",
             legend=_short_legend(pens),
         )
 
@@ -253,7 +257,7 @@ def _selection(label: str, selection: Selection, *, key: str) -> Drawing:
             svg=to_svg(figure, key=key, alt=alt),
             alt=alt,
             caption=f"{selection.strategy} kept {selection.kept:,.0f} of {selection.of:,.0f} ({percent(overall)}, the "
-            f"dashed line). {_signals(selection)}{_seeds(selection.seeds)}",
+            f"dashed line). {_signals(selection)}{seeds_text(selection.seeds)}",
         )
 
 
@@ -288,5 +292,5 @@ def _weights(label: str, weights: Weights, *, key: str) -> Drawing:
             svg=to_svg(figure, key=key, alt=alt),
             alt=alt,
             caption=f"Effective sample size of {weights.strategy} as a share of the batch: 1 when all examples count "
-            f"alike. {_seeds(weights.seeds)}{' The band is the range.' if weights.seeds > 1 else ''}{last}",
+            f"alike. {seeds_text(weights.seeds)}{' The band is the range.' if weights.seeds > 1 else ''}{last}",
         )

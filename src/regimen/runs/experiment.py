@@ -80,7 +80,8 @@ class Experiment:
         if isinstance(strategy, Mixer):
             return self._surveyed(needs) * self.decisions(placed, steps)
         if steps >= _COUNTED:  # too many to look at each
-            return sum(signal.passes() for signal in needs) * trigger.count(steps) * pool_rows
+            decisions = 1 if strategy.measures_once else trigger.count(steps)
+            return sum(signal.passes() for signal in needs) * decisions * pool_rows
         total = 0.0
         for step in (step for step in range(steps) if trigger.fires(step, steps)):
             rows = (steps - step) * self.batch_rows
@@ -89,6 +90,8 @@ class Experiment:
             new = needs - seen.get(step, set())
             total += sum(signal.passes() for signal in new) * min(rows, pool_rows)
             seen.setdefault(step, set()).update(needs)
+            if strategy.measures_once:
+                break
         return total
 
     def _surveyed(self, needs: set[Signal]) -> float:

@@ -42,7 +42,7 @@ def export(run: Path, to: Path, *, merge: bool = True) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _export_model(settings["model"], pool, model_weights(saved["state_dict"]), temporary, merge=merge)
+        _export_model(settings["model"], pool, model_weights(saved), temporary, merge=merge)
         _export_rows(settings, pool, saved, run, temporary)
         write_json(temporary / "mixture.json", summary["mixture"])
         temporary.replace(to)

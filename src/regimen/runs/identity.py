@@ -56,6 +56,11 @@ def _leave_out_what_is_off(config: dict[str, Any]) -> None:
     for strategy in config.get("strategies", {}).values():
         if isinstance(strategy, dict) and strategy.get("token_ratio", 0) is None:
             del strategy["token_ratio"]
+        if isinstance(strategy, dict) and "descending" in strategy and strategy.get("share") == 1.0:
+            del strategy["share"]
+    optimizer = config.get("optimizer", {})
+    if (optimizer.get("average") or {"kind": "none"})["kind"] == "none":
+        optimizer.pop("average", None)
     model = config.get("model", {})
     if "lora" in model and not (model["lora"] or {}).get("rank"):
         del model["lora"]

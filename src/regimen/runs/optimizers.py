@@ -16,7 +16,7 @@ def make_optimizer(
     settings: Mapping[str, Any], total: int
 ) -> Callable[[nn.Module], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]:
     """A function from a model to its optimizer and schedule over `total` steps. Matrices alone get weight decay."""
-    fields = {k: v for k, v in settings.items() if k not in ("_target_", "schedule")}
+    fields = {k: v for k, v in settings.items() if k not in ("_target_", "schedule", "average")}
     kind = _optimizer_class(settings.get("_target_"))
     factor = schedule_factor(settings["schedule"], total)
 

@@ -19,6 +19,7 @@ from regimen.core.strategy import Strategy
 from regimen.data.pool import Pool
 from regimen.runs.models import make_model
 from regimen.runs.optimizers import make_optimizer
+from regimen.training.callbacks.averaging import averaged_weights
 from regimen.training.callbacks.checkpoint import checkpoints, step_of
 from regimen.training.callbacks.saving import milestones
 from regimen.training.meter import Loaded
@@ -70,13 +71,14 @@ def _load(path: Path, pool: Pool) -> tuple[nn.Module, dict[str, Any], dict[str, 
     file = checkpoints(folder)[-1] if path == folder else path
     saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     model = make_model({**settings["model"], "compile": False}, pool)
-    model.load_state_dict(model_weights(saved["state_dict"]))
+    model.load_state_dict(model_weights(saved))
     return model, saved, settings
 
 
-def model_weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of the model alone, out of a checkpoint's."""
-    return {key.removeprefix(_MODEL).replace("_orig_mod.", ""): value for key, value in state.items()}
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of the model alone, out of a checkpoint: those that were evaluated, averages where a run has them."""
+    weights = {**checkpoint["state_dict"], **averaged_weights(checkpoint)}
+    return {key.removeprefix(_MODEL).replace("_orig_mod.", ""): value for key, value in weights.items()}
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -28,8 +28,10 @@ from regimen.runs.staging import Done, resolved, stage_costs
 from regimen.runs.store import Store
 from regimen.runs.trackers import make_trackers
 from regimen.signals.board import SignalBoard
+from regimen.training.callbacks.averaging import AverageWeights
 from regimen.training.callbacks.checkpoint import RunState, SaveCheckpoints, clear_unfinished, step_of
 from regimen.training.callbacks.evaluate import Evaluate
+from regimen.training.callbacks.following import FollowScores
 from regimen.training.callbacks.metrics import MetricFiles, Metrics, peak_memory_mb
 from regimen.training.callbacks.progress import ShowProgress
 from regimen.training.callbacks.steps import GatherSteps
@@ -96,6 +98,10 @@ class Run:
         )
         self.files = MetricFiles(folder, pool.domains, self.context)
         self.evaluate = Evaluate(self.context, self.files, settings["evaluation"]["at"])
+        average = settings["optimizer"].get("average") or {"kind": "none", "start": 0.0, "decay": 0.0}
+        self.averaging = AverageWeights(self.context, self.module.model, **average)
+        self.follow = FollowScores(self.context, decile_rows=settings["evaluation"].get("decile_rows", 0))
+        self.evaluate.as_evaluated = self.follow.as_evaluated = self.averaging.applied
         self._measure_with(pool)
         self._compare_with(pool)
         self.trainer.callbacks[:] = [*self.trainer.callbacks, *self._callbacks()]
@@ -175,6 +181,7 @@ class Run:
         self.context.target = None if pool.target is None else pool.target.index
         self.context.board = SignalBoard(meter, surveyor, seed=settings["seed"], kept=kept, rows=self.rows)
         self.evaluate.sweeper = Sweeper(self.trainer, self.module, pool.validation, purpose="evaluation", **shared)
+        self.follow.sweeper = self.evaluate.sweeper.on(self.module, pool.train)
 
     def _compare_with(self, pool: Pool) -> None:
         """Load the reference models that strategies need."""
@@ -209,6 +216,8 @@ class Run:
         return [
             GatherSteps(context),
             *strategies,
+            self.averaging,
+            self.follow,
             self.evaluate,
             Metrics(context, self.files),
             ShowProgress(context, title, mode=wanted["progress"], every=wanted["log_every"]),
@@ -241,6 +250,7 @@ class Run:
         self.rows.end()
         if self.rank == 0:
             self.summary |= summary.ending(self.context, self.evaluate.latest, peak_memory_mb=peak_memory_mb())
+            self.summary["averaging"] = self.averaging.settings
             self.summary["gives"] = self._gives()
             write_json(self.folder / "summary.json", self.summary)
             self._say_where()

@@ -96,7 +96,7 @@ GROUPS: Mapping[str, Mapping[str, Rule]] = {
         ),
     },
     "budget": {**dict.fromkeys(UNITS, _ANY), "fallback_steps": _whole(1)},
-    "evaluation": {"at": _FRACTIONS},
+    "evaluation": {"at": _FRACTIONS, "decile_rows": _whole(0)},
     "objective": {
         "kind": _one_of("causal_lm", "sft"),
         "reduction": _one_of("token_mean", "sample_mean"),
@@ -122,6 +122,11 @@ GROUPS: Mapping[str, Mapping[str, Rule]] = {
         "final": _number(0, 1),
         "decay": Rule("a number above 0, up to 1", lambda v: _POSITIVE.holds(v) and v <= 1),
     },
+    "optimizer.average": {
+        "kind": _one_of("none", "mean", "ema"),
+        "start": _number(0),
+        "decay": Rule("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1),
+    },
 }
 """Groups whose settings are all known."""
 
@@ -142,7 +147,7 @@ def settings(given: Mapping[str, Any]) -> None:
     """Raises ConfigError for an unknown setting of a closed group, or a value out of range or of the wrong type."""
     for group, rules in GROUPS.items():
         values = _at(given, group)
-        if group in ("logger.wandb", "model.lora") and values is None:
+        if group in ("logger.wandb", "model.lora", "optimizer.average") and values is None:
             continue  # it is turned off
         if not isinstance(values, Mapping):
             raise ConfigError(f"{group} has no settings", got=f"{group}={values}", allowed=", ".join(rules))
@@ -152,9 +157,11 @@ def settings(given: Mapping[str, Any]) -> None:
     for name, rule in SINGLE.items():
         if (value := _at(given, name, missing=_ANY)) is not _ANY:
             _refuse_value(name, value, rule)
-    missing = [name for name in GROUPS["optimizer.schedule"] if name not in given["optimizer"]["schedule"]]
-    if missing:
-        raise ConfigError(f"optimizer.schedule lacks {', '.join(missing)}", do="see conf/optimizer/adamw.yaml")
+    for group in ("optimizer.schedule", "optimizer.average"):
+        told = _at(given, group)
+        missing = [] if told is None else [name for name in GROUPS[group] if name not in told]
+        if missing:
+            raise ConfigError(f"{group} lacks {', '.join(missing)}", do="see conf/optimizer/adamw.yaml")
     chosen_unit(given["budget"])
     stages.check(given["stages"])
     _refuse_ragged_batch(given["trainer"])

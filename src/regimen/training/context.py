@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -46,6 +46,14 @@ class Step:
         return self.sums / self.tokens.clamp(min=1)
 
 
+class Scored(NamedTuple):
+    """What a strategy ordered or paced rows by: ids (n,) int64 ascending, scores (n,) float64; None for vectors."""
+
+    strategy: str
+    ids: Tensor
+    scores: Tensor | None
+
+
 @dataclass
 class RunContext:
     """One run: its folder, seed, data, and where decisions, costs and measurements go.
@@ -54,6 +62,7 @@ class RunContext:
     board: made when training starts, since measuring needs the trainer.
     references: finished models that weighters compare with, by the folder of their run.
     target: the target set, whose domains are the subtasks. lr: learning rate of the next step.
+    scored: what the last decision ordered or paced rows by.
     """
 
     folder: Path
@@ -68,6 +77,7 @@ class RunContext:
     references: dict[str, Reference] = field(default_factory=dict)
     target: PoolIndex | None = None
     lr: float = 0.0
+    scored: Scored | None = None
 
     @property
     def index(self) -> PoolIndex:

@@ -150,6 +150,19 @@ def _mixture_summary(method: str, domains: tuple[str, ...]) -> dict[str, Any]:
     return {"realised": even, "decided": even, "natural": natural}
 
 
+def _course_row(i: int, step: int, scores: list[float], parts: list[dict[str, float]]) -> dict[str, Any]:
+    """A line of what was served in the i-th of twenty parts of training."""
+    return {
+        "kind": "course",
+        "strategy": "folding",
+        "step": step,
+        "rows": 240,
+        "score": {"mean": scores[i - 1], "deviation": 0.5},
+        "domains": parts[i - 1],
+        "lowest_decile": {"loss": 4 - 0.1 * i + 0.3 * (i % 7) / 7, "rows": 16},
+    }
+
+
 def record_rows(method: str, seed: int, steps: int, domains: tuple[str, ...]) -> list[dict[str, Any]]:
     """What the method's kind writes into record.jsonl."""
     rng = np.random.default_rng(seed)
@@ -169,7 +182,8 @@ def record_rows(method: str, seed: int, steps: int, domains: tuple[str, ...]) ->
         shares = [rng.dirichlet(np.arange(1, len(domains) + 1) * 8).tolist() for _ in range(20)]
         parts = [dict(zip(domains, s, strict=True)) for s in shares]
         groups = {"all": {"rows": 4800, "scores": scores, "domains": parts}}
-        return [{"kind": "orderer", "strategy": "folding", "step": 0, "groups": groups, "cost": cost}]
+        decided = {"kind": "orderer", "strategy": "folding", "step": 0, "groups": groups, "cost": cost}
+        return [decided, *(_course_row(i, max(steps * i // 20, i), scores, parts) for i in range(1, 21))]
     if method in ("topk", "random"):
         kept = {d: {"kept": min(1900, 300 * (i + 1)) + seed, "of": 2000} for i, d in enumerate(domains)}
         total = {key: sum(v[key] for v in kept.values()) for key in ("kept", "of")}

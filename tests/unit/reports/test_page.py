@@ -95,8 +95,8 @@ def test_page_is_well_formed_and_self_contained(page):
 
 def test_figures_have_text_captions_and_theme_colours(page):
     text = page.read_text()
-    assert text.count("<figure>") == text.count("<figcaption>") == 8
-    assert text.count('role="img" aria-label="') == 8
+    assert text.count("<figure>") == text.count("<figcaption>") == 9
+    assert text.count('role="img" aria-label="') == 9
     assert ">training tokens</text>" in text
     assert "#f1000" not in text and "#f2000" not in text and "var(--s1)" in text
 

@@ -7,7 +7,8 @@ draws from the global random state.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class Evaluate(pl.Callback):
             raise ConfigError("evaluation.at lists parts of the run", got=list(fractions), allowed="0 to 1")
         self.context, self.files = context, files
         self.steps = {round(f * context.total_steps) for f in fractions} | {context.total_steps}
+        self.as_evaluated: Callable[[], AbstractContextManager[None]] = nullcontext  # puts averages of weights in place
         self.sweeper: Sweeper | None = None  # made when training starts, since it needs the trainer
         self.latest: dict[str, Any] = {}
 
@@ -58,7 +60,8 @@ class Evaluate(pl.Callback):
         assert self.sweeper is not None
         index = self.sweeper.index
         ids = torch.arange(index.rows)
-        measured = self.sweeper.measure(ids)
+        with self.as_evaluated():
+            measured = self.sweeper.measure(ids)
         bad = index.domain_of(ids)[~torch.isfinite(measured.loss)].unique()
         if len(bad):  # before the save of this step, so that no checkpoint holds such weights
             raise RunError(

@@ -18,7 +18,7 @@ from regimen.core.seeding import generator
 from regimen.core.strategy import Kind, Mixer, Observation, Orderer, Selection, Selector, Strategy, wrong_scope
 from regimen.core.trigger import Trigger
 from regimen.training.callbacks import summaries
-from regimen.training.context import RunContext, Step
+from regimen.training.context import RunContext, Scored, Step
 
 S = TypeVar("S", bound=Strategy)
 
@@ -139,13 +139,31 @@ class StrategyCallback(pl.Callback, Generic[S]):
             values[signal] = signal.measure(_StepMeter(self.context, step), step.ids)
         return self._observation(step.number, step.ids, values, horizon=0, lr=step.lr)
 
+    def _measures(self, step: int) -> bool:
+        assert self.trigger is not None
+        return not self.strategy.measures_once or step == self.trigger.following(-1, self.context.total_steps)
+
     def seen(self, step: int, ids: Tensor) -> Observation:
         """Rows `ids` (n,) with all that the strategy needs of them and of the target set. Collective."""
         board = self.context.board
         assert board is not None
-        values = {signal: board.values(signal, ids, step=step) for signal in self.strategy.needs()}
+        needs = self.strategy.needs() if self._measures(step) else ()
+        values = {signal: board.values(signal, ids, step=step) for signal in needs}
         wanted = {signal: board.target_values(signal, step=step) for signal in self.strategy.needs_of_target()}
         return self._observation(step, ids, values, horizon=self._horizon(step), target_values=wanted)
+
+    def follow(self, seen: list[Observation]) -> None:
+        """Have the record follow what it ordered or paced the rows of `seen` by, where it measured that now."""
+        ids = torch.cat([one.ids for one in seen])
+        by_id = ids.argsort()
+        found = [score_of(one) for one in seen]
+        scores = None if any(one is None for one in found) else torch.cat([s for s in found if s is not None])[by_id]
+        self.context.scored = Scored(self.name, ids[by_id], scores)
+
+
+def score_of(seen: Observation) -> Tensor | None:
+    """The first number (n,) per row that a strategy measured; None where it measured none."""
+    return next((values.double() for values in seen.values.values() if values.dim() == 1), None)
 
 
 class _StepMeter:
@@ -178,6 +196,8 @@ class SelectionCallback(StrategyCallback[Selector]):
             ids = ids[pick[:limit]].sort().values
         seen = self.seen(step, ids)
         chosen: Selection = self._conclude(trainer, step, seen)
+        if self.strategy.followed and self._measures(step):
+            self.follow([seen])
         plan = self.context.loader.plan.with_(
             keep=chosen.ids, repeats=chosen.repeats, sampling_weight=chosen.sampling_weight
         )
@@ -224,13 +244,15 @@ class OrderingCallback(StrategyCallback[Orderer]):
             raise wrong_scope(self.name, str(self.strategy.within))
         # An order decided before does not bind the rows that a new one is made for.
         self.context.loader.update(plan.with_(order=None))
-        parts, line = [], {}
+        parts, line, everyone = [], {}, []
         for lane, ids in self.context.loader.stream.groups().items():
             seen = self.seen(step, ids)
             seen = dataclasses.replace(seen, generator=generator(self.context.seed, self.name, step, lane))
             ordered: Tensor = self._conclude(trainer, step, seen)
             parts.append(ordered)
+            everyone.append(seen)
             line[lane] = summaries.of_order(ordered, seen)
         order = torch.cat(parts)
+        self.follow(everyone)
         self.context.loader.update(self.context.loader.plan.with_(order=order))
         return {"digest": digest_of(order), "groups": line}

@@ -56,8 +56,9 @@ def of_order(ordered: Tensor, seen: Observation) -> dict[str, Any]:
     """Mean score and domain shares over equal parts of the sequence."""
     parts = [part for part in ordered.tensor_split(PARTS) if len(part)]
     scores = None
-    if seen.values:
-        values = next(iter(seen.values.values()))
+    numbers = [values for values in seen.values.values() if values.dim() == 1]  # the mean of a vector says nothing
+    if numbers:
+        values = numbers[0]
         scores = [float(values[torch.searchsorted(seen.ids, part)].mean()) for part in parts]
     shares = [{k: n / len(part) for k, n in domain_counts(seen.index, part).items()} for part in parts]
     return {"rows": len(ordered), "scores": scores, "domains": shares}
