@@ -46,6 +46,7 @@ from regimen.training.loader import PlannedLoader
 from regimen.training.meter import RowMeter
 from regimen.training.module import LanguageModule, Objective
 from regimen.training.reference import Reference
+from regimen.training.sharding import strategy_of
 from regimen.training.survey import DomainSurveyor
 from regimen.training.sweep import Sweeper
 
@@ -110,7 +111,7 @@ class Run:
                 accelerator=wanted["accelerator"],
                 devices=wanted["devices"],
                 num_nodes=wanted["num_nodes"],
-                strategy=wanted["strategy"],
+                strategy=strategy_of(wanted["strategy"], accelerator=wanted["accelerator"]),
                 precision=wanted["precision"],
                 gradient_clip_val=wanted["gradient_clip_val"],
                 deterministic=wanted["deterministic"],
