@@ -19,10 +19,12 @@ from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name
 from regimen.runs.locks import held
 from regimen.runs.ranks import global_rank
+from regimen.runs.resuming import refuse_unreadable
 from regimen.runs.run import Run
 from regimen.runs.staging import PLAN, Done, Staging, follow
 from regimen.runs.store import Store, run_key
 
+_OF_SHARDED = (".*`torch.distributed.[a-z_]+` is deprecated.*", ".*saving the DeepSpeed Stage 3 checkpoint.*")
 _jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 
 
@@ -61,6 +63,8 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
         if attempt.action == "skip":
             print(f"skipped, it is finished: {folder}", file=sys.stderr)
             return
+        if attempt.checkpoint is not None:
+            refuse_unreadable(Path(attempt.checkpoint), settings["trainer"]["strategy"])
         done: list[Done] = []
         if settings["stages"]:
             done = Staging(settings, folder, token, pool, lead).run()
@@ -125,5 +129,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*smaller than the logging.*"):
+    for text in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*smaller than the logging.*", *_OF_SHARDED):
         warnings.filterwarnings("ignore", text)

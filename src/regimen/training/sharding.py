@@ -76,6 +76,7 @@ class Zero(DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         self.config["zero_force_ds_cpu_optimizer"] = False  # torch's own fused AdamW: nothing is compiled
         self.on_cpu = on_cpu
+        self.load_universal = False  # whether it goes on from a checkpoint of another number of ranks
 
     def setup_environment(self) -> None:
         if not self.on_cpu:
@@ -105,6 +106,9 @@ class Zero(DeepSpeedStrategy):
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
         import deepspeed
 
+        assert isinstance(self.config, dict)
+        if self.load_universal:
+            self.config["checkpoint"] = {"load_universal": True}
         device = self.root_device.index
         engine, made, _, _ = deepspeed.initialize(
             args=argparse.Namespace(device_rank=self.local_rank if device is None else device),
