@@ -2,7 +2,7 @@
 
 | saved by | goes on under |
 |---|---|
-| one process, DDP | these, and FSDP2 |
+| one process, DDP | these as it is; FSDP2 from a file that is made of it |
 | FSDP2 | FSDP2 as it is; one process and DDP from a file that is made of it |
 | ZeRO | the same stage (1 and 2 are alike) as it is, on another number of processes by DeepSpeed's universal format; one process, DDP and FSDP2 from a file that is made of it |
 """
@@ -49,9 +49,9 @@ def readable(path: Path, strategy: str, world: int) -> Path:
     kind = format_of(path)
     if kind == "zero" and strategy in ZERO:
         return path if ranks_of(path) == world else _beside(path, "universal")
-    if kind == "file" or (kind == "fsdp" and strategy == FSDP):
+    if (kind == "fsdp") == (strategy == FSDP) and kind != "zero":
         return path
-    return _beside(path, "file")
+    return _beside(path, "named" if strategy == FSDP else "file")
 
 
 def is_universal(path: Path) -> bool:
@@ -65,7 +65,8 @@ def convert(path: Path, to: Path, optimizer: torch.optim.Optimizer, model: nn.Mo
     if is_universal(to):
         to_universal(path, to)
     else:
-        write_file(read(path, names_in(optimizer, model)), optimizer, model, to)
+        saved = read(path, names_in(optimizer, model))
+        write_file(saved, optimizer, model, to, by_name=to.name.endswith(".named.tmp"))
 
 
 def remove(path: Path) -> None:

@@ -103,13 +103,19 @@ def names_in(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
-def write_file(saved: Saved, optimizer: torch.optim.Optimizer, model: nn.Module, to: Path) -> None:
-    """Write a checkpoint as one process does, for an `optimizer` of the parameters of `model` that is not used yet."""
-    number = {name: place for place, name in enumerate(names_in(optimizer, model))}
+def write_file(
+    saved: Saved, optimizer: torch.optim.Optimizer, model: nn.Module, to: Path, *, by_name: bool = False
+) -> None:
+    """Write a checkpoint as one process does, for an `optimizer` of the parameters of `model` that is not used yet.
+
+    by_name: parameters of the optimizer have their names and not their numbers, as FSDP2 wants them.
+    """
+    order = names_in(optimizer, model)
+    key = {name: _MODEL + name if by_name else place for place, name in enumerate(order)}
     held = optimizer.state_dict()
     for group, rate in zip(held["param_groups"], saved.rest["lr_schedulers"][0]["_last_lr"], strict=True):
-        group["lr"] = rate
-    held["state"] = {number[name]: state for name, state in saved.states.items()}
+        group |= {"lr": rate, "params": [key[order[place]] for place in group["params"]]}
+    held["state"] = {key[name]: state for name, state in saved.states.items()}
     weights = {_MODEL + name: value for name, value in saved.weights.items()}
     torch.save({**saved.rest, "state_dict": weights, "optimizer_states": [held]}, to)
 

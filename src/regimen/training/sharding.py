@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import logging
 import os
 import warnings
 from typing import Any
@@ -72,6 +73,7 @@ class Zero(DeepSpeedStrategy):
             overlap_comm=not on_cpu,
             process_group_backend="gloo" if on_cpu else None,
             logging_batch_size_per_gpu=1,  # for a throughput that nobody prints
+            logging_level=logging.ERROR,
         )
         assert isinstance(self.config, dict)
         self.config["zero_force_ds_cpu_optimizer"] = False  # torch's own fused AdamW: nothing is compiled
@@ -122,6 +124,24 @@ class Zero(DeepSpeedStrategy):
         # Lightning has divided the loss by the number of micro-batches; DeepSpeed would divide it a second time.
         engine.backward = functools.partial(engine.backward, scale_wrt_gas=False)
         return engine, made
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """What DeepSpeed loads of its universal format at stage 3 is put right.
+
+        It gives all groups the settings of the first, weight decay for norms too, and all one tensor for Adam's step,
+        which then grows by the number of groups in each step.
+        """
+        if not self.load_universal:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        optimizer = self.deepspeed_engine.optimizer.optimizer
+        own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+        loaded = super().load_checkpoint(checkpoint_path, weights_only)
+        for group, settings in zip(optimizer.param_groups, own, strict=True):
+            group.update(settings)
+        for state in optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
+        return loaded
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         done = super().optimizer_step(*args, **kwargs)
