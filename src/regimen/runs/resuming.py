@@ -34,7 +34,9 @@ def refuse_unreadable(path: Path, strategy: str) -> None:
         return
     kind = format_of(path)
     if kind != "zero" or stage_of(path) != max(ZERO[strategy][0], 2):
-        saved = {"file": "one process or DDP", "fsdp": FSDP}.get(kind, f"ZeRO-{stage_of(path) if kind == 'zero' else ''}")
+        saved = {"file": "one process or DDP", "fsdp": FSDP}.get(
+            kind, f"ZeRO-{stage_of(path) if kind == 'zero' else ''}"
+        )
         raise ConfigError(
             "DeepSpeed cannot go on from the checkpoint of another strategy",
             got=f"trainer.strategy={strategy}, and {path} was saved by {saved}",

@@ -24,7 +24,11 @@ from regimen.runs.run import Run
 from regimen.runs.staging import PLAN, Done, Staging, follow
 from regimen.runs.store import Store, run_key
 
-_OF_SHARDED = (".*`torch.distributed.[a-z_]+` is deprecated.*", ".*saving the DeepSpeed Stage 3 checkpoint.*")
+_OF_SHARDED = (
+    ".*`torch.distributed.[a-z_]+` is deprecated.*",
+    ".*saving the DeepSpeed Stage 3 checkpoint.*",
+    ".*returned a view tensor.*",
+)
 _jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 
 
@@ -129,5 +133,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*smaller than the logging.*", *_OF_SHARDED):
+    for text in (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        ".*smaller than the logging.*",
+        *_OF_SHARDED,
+    ):
         warnings.filterwarnings("ignore", text)

@@ -30,13 +30,11 @@ def moments_in_training(model: nn.Module, optimizer: torch.optim.Optimizer) -> M
     """The whole moments on every rank, of the optimizer that trains `model`. Collective where ranks hold parts."""
     group = optimizer.param_groups[0]
     if _is_zero(optimizer):
-        return moments_of(_of_zero(model), group)
+        return moments_of(_of_zero(model, optimizer), group)
     put_back(model)
     names = {id(p): name for name, p in model.named_parameters()}
     held = {names[id(p)]: state for p, state in optimizer.state.items() if id(p) in names}
-    states = {
-        name: {k: whole(state[k]) for k in (_FIRST, _SECOND)} for name, state in held.items() if _FIRST in state
-    }
+    states = {name: {k: whole(state[k]) for k in (_FIRST, _SECOND)} for name, state in held.items() if _FIRST in state}
     return moments_of(states, group)
 
 
@@ -44,14 +42,19 @@ def _is_zero(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer).__module__.startswith("deepspeed.")
 
 
-def _of_zero(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """DeepSpeed's own states, which it has before the first step, as zeros."""
-    from deepspeed.utils import safe_get_full_optimizer_state
+def _of_zero(model: nn.Module, optimizer: Any) -> dict[str, dict[str, Tensor]]:
+    """DeepSpeed's own states, empty before the first step."""
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_get_full_optimizer_state
 
-    states: dict[str, dict[str, Tensor]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            found = {key: safe_get_full_optimizer_state(p, key) for key in (_FIRST, _SECOND)}
-            if all(value is not None for value in found.values()):
-                states[name] = {key: value.detach().view(shape_of(p)) for key, value in found.items()}
-    return states
+    inner = optimizer.optimizer
+    if not any(_FIRST in state for state in inner.state.values()):
+        return {}
+    # Stages 1 and 2 link parameters to states when the first group has made its first step, the others' too early.
+    flat = getattr(optimizer, "single_partition_of_fp32_groups", ())
+    for parameters, partition in zip(getattr(optimizer, "bit16_groups", ()), flat, strict=False):
+        lazy_init_hp_params_optimizer_state(parameters, partition, inner.state)
+    return {
+        name: {key: safe_get_full_optimizer_state(p, key).detach().view(shape_of(p)) for key in (_FIRST, _SECOND)}
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
