@@ -116,4 +116,5 @@ class EveryDomainSignal(Natural):
 
 
 def _keep(signals: Mapping[str, Signal], seen: Observation, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
     torch.save({name: seen.values[signal] for name, signal in signals.items()}, to)

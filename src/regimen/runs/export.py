@@ -18,7 +18,7 @@ from regimen.runs.models import base_model
 from regimen.runs.references import read_run
 from regimen.runs.summary import fingerprints
 from regimen.training.callbacks.checkpoint import checkpoints
-from regimen.training.checkpoint_formats import read_rest, read_weights
+from regimen.training.checkpoint_formats import read_rest, read_weights, say_which_accelerator
 from regimen.training.tensors import internalise
 
 
@@ -73,6 +73,7 @@ def _export_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    say_which_accelerator()  # transformers imports deepspeed where it is installed
     model, lora = base_model(model_settings, pool), lora_of(model_settings)
     if lora is None:
         model.load_state_dict(weights)

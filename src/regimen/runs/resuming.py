@@ -1,17 +1,19 @@
 """A checkpoint for the strategy and the number of processes that go on with it, which need not be those that saved it.
 
-| saved by | goes on under |
-|---|---|
-| one process, DDP | these as it is; FSDP2 from a file that is made of it |
-| FSDP2 | FSDP2 as it is; one process and DDP from a file that is made of it |
-| ZeRO | the same stage (1 and 2 are alike) as it is, on another number of processes by DeepSpeed's universal format; one process, DDP and FSDP2 from a file that is made of it |
+One process, DDP and FSDP2 go on from any checkpoint: where another strategy saved it, from a file that is made of it.
+ZeRO goes on from a checkpoint of its stage, 1 and 2 being alike; on another number of processes, from DeepSpeed's
+universal format that is made of it.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -26,6 +28,8 @@ from regimen.training.checkpoint_formats import (
     to_universal,
     write_file,
 )
+from regimen.training.module import LanguageModule
+from regimen.training.sharding import Zero
 
 
 def refuse_unreadable(path: Path, strategy: str) -> None:
@@ -34,9 +38,8 @@ def refuse_unreadable(path: Path, strategy: str) -> None:
         return
     kind = format_of(path)
     if kind != "zero" or stage_of(path) != max(ZERO[strategy][0], 2):
-        saved = {"file": "one process or DDP", "fsdp": FSDP}.get(
-            kind, f"ZeRO-{stage_of(path) if kind == 'zero' else ''}"
-        )
+        stage = f"ZeRO-{stage_of(path)}" if kind == "zero" else ""
+        saved = {"file": "one process or DDP", "fsdp": FSDP, "zero": stage}[kind]
         raise ConfigError(
             "DeepSpeed cannot go on from the checkpoint of another strategy",
             got=f"trainer.strategy={strategy}, and {path} was saved by {saved}",
@@ -44,6 +47,31 @@ def refuse_unreadable(path: Path, strategy: str) -> None:
             do="go on with trainer.strategy=auto, ddp or fsdp, which all checkpoints can be turned into, "
             "or with the strategy that saved it",
         )
+
+
+@contextmanager
+def in_format(
+    checkpoint: str | None, settings: Mapping[str, Any], trainer: pl.Trainer, module: LanguageModule
+) -> Iterator[str | None]:
+    """The checkpoint to go on from, in the format of the strategy. What rank 0 makes for it the others find when they
+    have met it, and it is removed afterwards.
+    """
+    if checkpoint is None:
+        yield None
+        return
+    saved = Path(checkpoint)
+    path = readable(saved, settings["trainer"]["strategy"], trainer.world_size)
+    if isinstance(trainer.strategy, Zero):
+        trainer.strategy.load_universal = is_universal(path)
+    makes = path != saved and trainer.is_global_zero
+    if makes:
+        optimizer, _ = module.make_optimizer(module.model)
+        convert(saved, path, optimizer, module.model)
+    try:
+        yield str(path)
+    finally:
+        if makes:
+            remove(path)
 
 
 def readable(path: Path, strategy: str, world: int) -> Path:

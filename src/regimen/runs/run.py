@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from regimen.training.loader import PlannedLoader
 from regimen.training.meter import RowMeter
 from regimen.training.module import LanguageModule, Objective
 from regimen.training.reference import Reference
-from regimen.training.sharding import Zero, strategy_of
+from regimen.training.sharding import strategy_of
 from regimen.training.survey import DomainSurveyor
 from regimen.training.sweep import Sweeper
 
@@ -225,7 +225,7 @@ class Run:
             self._open_folder()
         outcome: tuple[str, str] | None = ("failed", "stopped by an error that the log of the run shows")
         try:
-            with self._checkpoint() as path:
+            with resuming.in_format(self.attempt.checkpoint, self.settings, self.trainer, self.module) as path:
                 self.trainer.fit(self.module, self.context.loader, ckpt_path=path, weights_only=True)
             outcome = None
         except RegimenError as error:
@@ -246,25 +246,6 @@ class Run:
             self.summary["gives"] = self._gives()
             write_json(self.folder / "summary.json", self.summary)
             self._say_where()
-
-    @contextlib.contextmanager
-    def _checkpoint(self) -> Iterator[str | None]:
-        """The checkpoint to go on from, in the format of the strategy; the other ranks wait for rank 0 to meet them."""
-        if self.attempt.checkpoint is None:
-            yield None
-            return
-        saved, strategy = Path(self.attempt.checkpoint), self.trainer.strategy
-        path = resuming.readable(saved, self.settings["trainer"]["strategy"], self.trainer.world_size)
-        if isinstance(strategy, Zero):
-            strategy.load_universal = resuming.is_universal(path)
-        if path != saved and self.rank == 0:
-            optimizer, _ = self.module.make_optimizer(self.module.model)
-            resuming.convert(saved, path, optimizer, self.module.model)
-        try:
-            yield str(path)
-        finally:
-            if path != saved and self.rank == 0:
-                resuming.remove(path)
 
     def _gives(self) -> dict[str, Any]:
         """What this run hands to those that have it as a stage."""

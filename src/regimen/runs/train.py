@@ -23,11 +23,12 @@ from regimen.runs.resuming import refuse_unreadable
 from regimen.runs.run import Run
 from regimen.runs.staging import PLAN, Done, Staging, follow
 from regimen.runs.store import Store, run_key
+from regimen.training.checkpoint_formats import say_which_accelerator
 
-_OF_SHARDED = (
-    ".*`torch.distributed.[a-z_]+` is deprecated.*",
-    ".*saving the DeepSpeed Stage 3 checkpoint.*",
-    ".*returned a view tensor.*",
+_ADVICE = (  # of libraries to each other, or to those who use them without a harness
+    *(".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*smaller than the logging.*"),
+    *(".*`torch.distributed.[a-z_]+` is deprecated.*", ".*returned a view tensor.*"),
+    ".*saving the DeepSpeed Stage 3.*",
 )
 _jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 
@@ -131,12 +132,8 @@ def _attempt(
 def quiet_libraries() -> None:
     """Keep the advice of libraries off the user's screen; errors still get through."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    say_which_accelerator()
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (
-        ".*does not have many workers.*",
-        ".*treespec, LeafSpec.*",
-        ".*smaller than the logging.*",
-        *_OF_SHARDED,
-    ):
+    for text in _ADVICE:
         warnings.filterwarnings("ignore", text)

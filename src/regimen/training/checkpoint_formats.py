@@ -71,7 +71,7 @@ def read_rest(path: Path) -> dict[str, Any]:
     """What is neither weights nor states of the optimizer."""
     kind = format_of(path)
     if kind == "zero":
-        _say_which_accelerator()  # the file holds objects of DeepSpeed's
+        say_which_accelerator()  # the file holds objects of DeepSpeed's
         first = "mp_rank_00_model_states.pt" if stage_of(path) == 2 else "zero_pp_rank_0_mp_rank_00_model_states.pt"
         held: dict[str, Any] = torch.load(path / _TAG / first, map_location="cpu", weights_only=False)
         return {k: held[k] for k in held if k in _LIGHTNING or k.startswith("hparams")}
@@ -155,14 +155,14 @@ def _distributed_states(path: Path) -> dict[str, dict[str, Any]]:
 # ---- DeepSpeed ---------------------------------------------------------------------------------------------------
 
 
-def _say_which_accelerator() -> None:
+def say_which_accelerator() -> None:
     """Before deepspeed is imported, which on a machine without a GPU warns of its guess."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _zero_weights(path: Path) -> dict[str, Tensor]:
-    _say_which_accelerator()
+    say_which_accelerator()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     silence = io.StringIO()  # it tells of every shard

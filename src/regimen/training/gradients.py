@@ -1,9 +1,10 @@
 """Gradients of the loss of each domain, without touching training: no `.grad`, no hook of a data-parallel wrapper.
 
 `torch.autograd.grad` for given inputs runs none of the nodes that write `.grad`, and those alone carry the hooks of
-DistributedDataParallel. Where ranks hold parts of the parameters, the gradient is put together from what each layer read
-and the gradient of what it gave (`taps`), which asks for no parameter's gradient. The model is in evaluation mode: dropout is off, and so is activation checkpointing, which the
-Hugging Face models do in training mode alone; `trainer.sweep_batch_size` bounds the memory instead.
+DistributedDataParallel and ZeRO-2. Where ranks hold parts of the parameters, a gradient is put together from what each
+layer read and the gradient of what it gave (`taps`), which asks for no parameter's gradient. The model is in evaluation
+mode: dropout is off, and so is activation checkpointing, which the Hugging Face models do in training mode alone;
+`trainer.sweep_batch_size` bounds the memory instead.
 Letters: K domains, n rows asked for, P parameters differentiated, W ranks.
 """
 

@@ -45,8 +45,8 @@ class Sketcher:
     signs), 2 b d floats and a few MB. `loop` takes row after row and works with any module; it holds a gradient of P.
 
     `factored` leaves out all but the weights of linear layers. `whole` gives the parameters in the model's order.
-    Ranks may hold parts of the parameters, as under FSDP2 and ZeRO-3, but for `loop`: then making a sketcher and calling
-    it is collective, and each rank passes as many batches, of its own rows.
+    Ranks may hold parts of the parameters, as under FSDP2 and ZeRO-3, but for `loop`: then making a sketcher and
+    calling it is collective, and each rank passes as many batches, of its own rows.
     chunk: tokens whose logits are upcast at a time. Raises ConfigError where no parameter is chosen, its layer is not
     known, adapters are untrained, or moments are missing.
     """
