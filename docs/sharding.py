@@ -12,16 +12,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from regimen.training.capabilities import SHARDED, supports
-from tests.support.every_signal import LOOP, OF_DOMAINS, SIGNALS
+from tests.support.every_signal import LOOP, OF_DOMAINS, SIGNALS  # noqa: E402
+
+from regimen.training.capabilities import SHARDED, supports  # noqa: E402
 
 STRATEGIES = ("ddp", *SHARDED)
 TEXT = """\
 # A model over several processes
 
-`trainer=ddp` gives every process the whole model. `trainer=fsdp` (FSDP2) spreads parameters, gradients and Adam's moments
-over all of them; `trainer=deepspeed_zero1`, `_zero2` and `_zero3` spread the moments, then the gradients, then the
-parameters too, and `_zero2_offload` and `_zero3_offload` keep what is spread in the CPU's memory.
+`trainer=ddp` gives every process the whole model. `trainer=fsdp` (FSDP2) spreads parameters, gradients and Adam's
+moments over all of them; `trainer=deepspeed_zero1`, `_zero2` and `_zero3` spread the moments, then the gradients, then
+the parameters too, and `_zero2_offload` and `_zero3_offload` keep what is spread in the CPU's memory.
 
 ```
 regimen train trainer=fsdp trainer.devices=8 trainer.precision=bf16-mixed model.gradient_checkpointing=true
@@ -44,16 +45,16 @@ model of a finished run read all of these checkpoints.
 
 {table}
 
-"-" is refused before a model is built, with the alternative. Tests compare every other cell with one process, to 1e-5 of
-the largest value.
+"-" is refused before a model is built, with the alternative. Tests compare every other cell with one process, to 1e-5
+of the largest value.
 
 ## Limits
 
 * `trainer.precision` is `32-true` or `bf16-mixed`: under DDP and FSDP autocast around float32 weights; under ZeRO
   DeepSpeed's own, whose layers are bfloat16 throughout, so that its losses differ from the others' in the third digit.
 * `model.compile=true` is refused with a sharded model.
-* Every process builds the model in its CPU's memory before it is spread; finished models that a method compares with are
-  whole on every process; so are Adam's moments while a sketch with `adam` other than `none` is made.
+* Every process builds the model in its CPU's memory before it is spread; finished models that a method compares with
+  are whole on every process; so are Adam's moments while a sketch with `adam` other than `none` is made.
 * On CPUs offloading saves nothing: it is there to be tested.
 """
 

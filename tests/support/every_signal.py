@@ -89,7 +89,8 @@ class EverySignal(Selector):
 
     def measured(self) -> dict[str, Signal]:
         """By name."""
-        return {name: signal for name, signal in {**SIGNALS, **LOOP}.items() if name in (self.names or SIGNALS)}
+        wanted = SIGNALS if self.names is None else self.names
+        return {name: signal for name, signal in {**SIGNALS, **LOOP}.items() if name in wanted}
 
     def needs(self) -> tuple[Signal, ...]:
         return tuple(self.measured().values())
