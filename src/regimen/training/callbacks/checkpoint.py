@@ -91,7 +91,9 @@ class SaveCheckpoints(Checkpoint):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(temporary)
-            _flush(temporary)
+            if trainer.local_rank == 0:
+                _flush(temporary)
+            trainer.strategy.barrier()  # renamed when the last node has flushed what it wrote, and not before
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
             _remove(temporary)
             free = shutil.disk_usage(self.context.folder).free / 2**20
