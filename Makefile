@@ -32,6 +32,7 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/sharding.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation

@@ -19,6 +19,7 @@ from regimen.data.prepare import prepare
 from regimen.runs.budget import total_steps
 from regimen.runs.models import make_model
 from regimen.runs.strategies import Placed, make_strategies
+from regimen.training.capabilities import refuse_unsupported
 from regimen.training.cost import BACKWARD, forward_flops
 
 _COUNTED = 100_000  # steps of a run whose decisions are counted one by one
@@ -199,6 +200,9 @@ def make_experiment(
     strategies = make_strategies(settings["strategies"])
     _refuse_uneven_draw(strategies, rows)
     refuse_no_target(strategies, pool)
+    for p in strategies:
+        for signal in (*p.strategy.needs(), *p.strategy.needs_of_target()):
+            refuse_unsupported(settings["trainer"]["strategy"], f"strategies.{p.name}", signal)
     if not meta:
         _refuse_missing_gpu(settings["trainer"]["accelerator"])
     with torch.device("meta" if meta else "cpu"):

@@ -15,9 +15,10 @@ from regimen.data.pool import Pool
 from regimen.runs.experiment import make_pool
 from regimen.runs.lora import export_adapted, lora_of
 from regimen.runs.models import base_model
-from regimen.runs.references import model_weights, read_run
+from regimen.runs.references import evaluated_weights, read_run
 from regimen.runs.summary import fingerprints
 from regimen.training.callbacks.checkpoint import checkpoints
+from regimen.training.checkpoint_formats import read_rest, say_which_accelerator
 from regimen.training.tensors import internalise
 
 
@@ -37,13 +38,12 @@ def export(run: Path, to: Path, *, merge: bool = True) -> Path:
     if fingerprints(settings, pool)["pool"] != summary["fingerprints"]["pool"]:
         raise ConfigError("the run's data changed since", got=run, do="bring the data back, then export again")
     path = checkpoints(run)[-1]
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     temporary = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _export_model(settings["model"], pool, model_weights(saved), temporary, merge=merge)
-        _export_rows(settings, pool, saved, run, temporary)
+        _export_model(settings["model"], pool, evaluated_weights(path), temporary, merge=merge)
+        _export_rows(settings, pool, read_rest(path), run, temporary)
         write_json(temporary / "mixture.json", summary["mixture"])
         temporary.replace(to)
     except OSError as error:
@@ -73,6 +73,7 @@ def _export_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    say_which_accelerator()  # transformers imports deepspeed where it is installed
     model, lora = base_model(model_settings, pool), lora_of(model_settings)
     if lora is None:
         model.load_state_dict(weights)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from regimen.runs.optimizers import make_optimizer
 from regimen.training.callbacks.averaging import averaged_weights
 from regimen.training.callbacks.checkpoint import checkpoints, step_of
 from regimen.training.callbacks.saving import milestones
+from regimen.training.checkpoint_formats import names_in, of_model, read, read_rest, read_weights
 from regimen.training.meter import Loaded
 from regimen.training.module import LanguageModule
+from regimen.training.moments import moments_in_training, moments_of
 from regimen.training.sketching import Moments
-
-_MODEL = "model."  # the name of the model inside the Lightning module
 
 
 def reference_folders(strategies: list[Strategy]) -> list[str]:
@@ -65,20 +64,18 @@ def _readable(path: Path, pool: Pool) -> tuple[Path, dict[str, Any]]:
     return folder, settings
 
 
-def _load(path: Path, pool: Pool) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """The model, the checkpoint and the settings of its run."""
+def _load(path: Path, pool: Pool) -> tuple[nn.Module, Path, dict[str, Any]]:
+    """The model, its checkpoint and the settings of its run."""
     folder, settings = _readable(path, pool)
     file = checkpoints(folder)[-1] if path == folder else path
-    saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     model = make_model({**settings["model"], "compile": False}, pool)
-    model.load_state_dict(model_weights(saved))
-    return model, saved, settings
+    model.load_state_dict(evaluated_weights(file))
+    return model, file, settings
 
 
-def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of the model alone, out of a checkpoint: those that were evaluated, averages where a run has them."""
-    weights = {**checkpoint["state_dict"], **averaged_weights(checkpoint)}
-    return {key.removeprefix(_MODEL).replace("_orig_mod.", ""): value for key, value in weights.items()}
+def evaluated_weights(checkpoint: Path) -> dict[str, Any]:
+    """The weights of the model that were evaluated: averages where a run has them."""
+    return {**read_weights(checkpoint), **of_model(averaged_weights(read_rest(checkpoint)))}
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -113,11 +110,11 @@ class RunModels:
     def load(self, path: str | None) -> Loaded:
         """The model of a run's folder or of a checkpoint, on the device of the training; null: the one in training."""
         if path is None:
-            return Loaded(self.module, lambda: moments(self.module.model, self.trainer.optimizers[0]))
+            return Loaded(self.module, lambda: moments_in_training(self.module.model, self.trainer.optimizers[0]))
         if path not in self._loaded:
             with torch.random.fork_rng(devices=[]):  # making a model draws its first weights
-                model, saved, settings = _load(Path(path).expanduser(), self.pool)
-                make = make_optimizer(settings["optimizer"], max(int(saved["global_step"]), 1))
+                model, file, settings = _load(Path(path).expanduser(), self.pool)
+                make = make_optimizer(settings["optimizer"], max(step_of(file), 1))
             size = sum(p.numel() * p.element_size() for p in model.parameters())
             while self._loaded and size * (len(self._loaded) + 1) > self.room:
                 del self._loaded[next(iter(self._loaded))]
@@ -125,8 +122,8 @@ class RunModels:
 
             def of_saved() -> Moments | None:
                 optimizer, _ = make(model)
-                optimizer.load_state_dict(saved["optimizer_states"][0])
-                return moments(model, optimizer)
+                states = read(file, names_in(optimizer, model)).states
+                return moments_of(states, optimizer.param_groups[0])
 
             self._loaded[path] = Loaded(module, of_saved)
         loaded = self._loaded[path]
@@ -155,17 +152,3 @@ class RunModels:
             before = step_of(path)
         total = sum(weights)
         return [Checkpoint(str(path), weight / total) for path, weight in zip(found, weights, strict=True)]
-
-
-def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments | None:
-    """Adam's moments by parameter name; None for an optimizer without, or that has not made a step."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    first, second = {}, {}
-    for parameter, state in optimizer.state.items():
-        if "exp_avg" in state and id(parameter) in names:
-            first[names[id(parameter)]] = state["exp_avg"]
-            second[names[id(parameter)]] = state["exp_avg_sq"]
-    if not first:
-        return None
-    group = optimizer.param_groups[0]
-    return Moments(first, second, tuple(group["betas"]), group["eps"])

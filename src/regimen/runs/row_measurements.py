@@ -33,6 +33,7 @@ from regimen.runs.store import VALUES, Store, digest
 from regimen.signals.board import checked
 from regimen.training.callbacks.checkpoint import checkpoints, step_of
 from regimen.training.cost import CostClock
+from regimen.training.parameters import whole
 
 ARRAY = "values.npy"
 PROGRESS = "progress.json"
@@ -56,10 +57,12 @@ class ModelIdentity:
         self._weights: str | None = None
 
     def __call__(self, step: int) -> str:
+        """Collective before training, where ranks hold parts of the model."""
         if step > 0:
             return f"{self._run} at {step}"
         if self._weights is None:
-            self._weights = digest(*(digest_of(value) for value in self._model.state_dict().values()))
+            held = self._model.state_dict(keep_vars=True)  # parameters, which know of their other parts
+            self._weights = digest(*(digest_of(whole(value)) for value in held.values()))
         return f"{self._weights} {self._how}"
 
 

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from regimen.core.errors import ConfigError, RegimenError, RunError
 from regimen.core.files import JsonLines, cut_json_lines, write_atomically, write_json
 from regimen.data.pool import Pool
-from regimen.runs import summary
+from regimen.runs import resuming, summary
 from regimen.runs.attempt import Attempt
 from regimen.runs.experiment import make_experiment
 from regimen.runs.handover import left
@@ -48,6 +48,7 @@ from regimen.training.loader import PlannedLoader
 from regimen.training.meter import RowMeter
 from regimen.training.module import LanguageModule, Objective
 from regimen.training.reference import Reference
+from regimen.training.sharding import strategy_of
 from regimen.training.survey import DomainSurveyor
 from regimen.training.sweep import Sweeper
 
@@ -116,7 +117,7 @@ class Run:
                 accelerator=wanted["accelerator"],
                 devices=wanted["devices"],
                 num_nodes=wanted["num_nodes"],
-                strategy=wanted["strategy"],
+                strategy=strategy_of(wanted["strategy"], accelerator=wanted["accelerator"]),
                 precision=wanted["precision"],
                 gradient_clip_val=wanted["gradient_clip_val"],
                 deterministic=wanted["deterministic"],
@@ -233,7 +234,8 @@ class Run:
             self._open_folder()
         outcome: tuple[str, str] | None = ("failed", "stopped by an error that the log of the run shows")
         try:
-            self.trainer.fit(self.module, self.context.loader, ckpt_path=self.attempt.checkpoint, weights_only=True)
+            with resuming.in_format(self.attempt.checkpoint, self.settings, self.trainer, self.module) as path:
+                self.trainer.fit(self.module, self.context.loader, ckpt_path=path, weights_only=True)
             outcome = None
         except RegimenError as error:
             outcome = ("failed", error.what)

@@ -30,6 +30,7 @@ from regimen.runs.staging import Staging, follow
 from regimen.runs.strategies import instantiate, make_strategies
 from regimen.runs.train import join, lead, next_token, quiet_libraries, remove_if_empty
 from regimen.training.callbacks.strategies import SelectionCallback
+from regimen.training.capabilities import refuse_unsupported
 
 FILE = "scores.parquet"
 MANIFEST = "manifest.json"
@@ -53,6 +54,8 @@ def score(settings: Mapping[str, Any]) -> Path:
             allowed="a method that selects rows, or a signal",
             do="regimen score method=less ..., or regimen score 'score.by=${signal.loss}' ...",
         )
+    if signal is not None:
+        refuse_unsupported(settings["trainer"]["strategy"], "score.by", signal)
     folder = place(settings)
     if global_rank() > 0:
         _score(settings, folder, signal)

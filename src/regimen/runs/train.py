@@ -19,10 +19,17 @@ from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name
 from regimen.runs.locks import held
 from regimen.runs.ranks import global_rank
+from regimen.runs.resuming import refuse_unreadable
 from regimen.runs.run import Run
 from regimen.runs.staging import PLAN, Done, Staging, follow
 from regimen.runs.store import Store, run_key
+from regimen.training.checkpoint_formats import say_which_accelerator
 
+_ADVICE = (  # of libraries to each other, or to those who use them without a harness
+    *(".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*smaller than the logging.*"),
+    *(".*`torch.distributed.[a-z_]+` is deprecated.*", ".*returned a view tensor.*"),
+    ".*saving the DeepSpeed Stage 3.*",
+)
 _jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 
 
@@ -61,6 +68,8 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
         if attempt.action == "skip":
             print(f"skipped, it is finished: {folder}", file=sys.stderr)
             return
+        if attempt.checkpoint is not None:
+            refuse_unreadable(Path(attempt.checkpoint), settings["trainer"]["strategy"])
         done: list[Done] = []
         if settings["stages"]:
             done = Staging(settings, folder, token, pool, lead).run()
@@ -123,7 +132,8 @@ def _attempt(
 def quiet_libraries() -> None:
     """Keep the advice of libraries off the user's screen; errors still get through."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    say_which_accelerator()
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*smaller than the logging.*"):
+    for text in _ADVICE:
         warnings.filterwarnings("ignore", text)

@@ -5,13 +5,16 @@ Each closed group lists all its settings, so that one added with `+` and misspel
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from regimen.core.errors import ConfigError, closest
 from regimen.runs import stages
 from regimen.runs.budget import UNITS, chosen_unit
+from regimen.training.capabilities import PRECISIONS, SHARDED, ZERO
 
 
 class Rule(NamedTuple):
@@ -165,6 +168,7 @@ def settings(given: Mapping[str, Any]) -> None:
     chosen_unit(given["budget"])
     stages.check(given["stages"])
     _refuse_ragged_batch(given["trainer"])
+    _refuse_strategy(given)
 
 
 def rows(given: Mapping[str, Any]) -> None:
@@ -199,6 +203,46 @@ def _refuse_ragged_batch(trainer: Mapping[str, Any]) -> None:
             got=f"trainer.global_batch_size={rows}, ranks {world}, trainer.micro_batch_size={micro}",
             allowed=f"a multiple of {part}",
             do=f"set trainer.global_batch_size={-(-rows // part) * part}, or another trainer.micro_batch_size",
+        )
+
+
+def _refuse_strategy(given: Mapping[str, Any]) -> None:
+    """What cannot be spread over ranks as asked."""
+    trainer = given["trainer"]
+    strategy, precision = trainer["strategy"], str(trainer["precision"])
+    if strategy not in SHARDED:
+        if isinstance(strategy, str) and re.match("deepspeed|fsdp|model_parallel|xla", strategy):
+            raise ConfigError(
+                f"no such strategy{closest(strategy, SHARDED)}",
+                got=f"trainer.strategy={strategy}",
+                allowed=", ".join(("auto", "ddp", *SHARDED)),
+                do="choose a preset, e.g. trainer=fsdp or trainer=deepspeed_zero2",
+            )
+        return
+    if strategy in ZERO and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            "this strategy needs the package deepspeed",
+            got=f"trainer.strategy={strategy}",
+            do="pip install 'regimen[deepspeed]', or type trainer=fsdp, which shards as ZeRO-3 does and needs nothing",
+        )
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            "precision of a model that is spread over ranks",
+            got=f"trainer.precision={precision} trainer.strategy={strategy}",
+            allowed=", ".join(PRECISIONS),
+            do="type trainer.precision=bf16-mixed, or trainer=ddp",
+        )
+    if given["model"].get("compile"):
+        raise ConfigError(
+            "a model that is spread over ranks is not compiled",
+            got=f"model.compile=true trainer.strategy={strategy}",
+            do="drop model.compile=true, or type trainer=ddp",
+        )
+    if trainer["accelerator"] == "mps":
+        raise ConfigError(
+            "a model is spread over NVIDIA GPUs or processes on CPUs",
+            got=f"trainer.accelerator=mps trainer.strategy={strategy}",
+            do="type trainer.accelerator=cpu, or trainer=cpu",
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regimen.core.errors import ConfigError
+from regimen.training.parameters import spread
 
 
 class _Seen(Exception):
@@ -29,7 +30,7 @@ def attention_weights(model: nn.Module, tokens: Tensor, *, layer: int) -> Tensor
     if not 0 <= layer < count:
         raise ConfigError("the model has no such layer", got=f"layer={layer}", allowed=f"0 to {count - 1}")
     found: list[Tensor] = []
-    whole = any(hasattr(p, "ds_numel") or hasattr(p, "full_tensor") for p in model.parameters())
+    whole = spread(model)
 
     def keep(module: nn.Module, given: Any, returned: Any) -> None:
         weights = returned[1] if isinstance(returned, tuple) and len(returned) > 1 else None
@@ -38,7 +39,7 @@ def attention_weights(model: nn.Module, tokens: Tensor, *, layer: int) -> Tensor
             if not whole:
                 raise _Seen
 
-    handles = [module.register_forward_hook(keep) for module in _layers(model, count)[layer].modules()]
+    handles = [module.register_forward_hook(keep) for module in layers(model, count)[layer].modules()]
     try:
         with _eager(model):
             model(input_ids=tokens[None], use_cache=False, logits_to_keep=1)
@@ -63,7 +64,7 @@ def depth(model: nn.Module) -> int:
     return int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
 
 
-def _layers(model: nn.Module, count: int) -> nn.ModuleList:
+def layers(model: nn.Module, count: int) -> nn.ModuleList:
     """The list of the model's layers: the first of that length, in the order in which modules are found."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:

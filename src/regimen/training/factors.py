@@ -30,6 +30,11 @@ class Factors(NamedTuple):
         """Whether left holds ids."""
         return not self.left.is_floating_point()
 
+    def over_rows(self) -> Factors:
+        """The sum over rows, as the gradient of one."""
+        left = self.left.flatten()[None] if self.one_hot else self.left.flatten(0, 1)[None]
+        return Factors(left, self.right.flatten(0, 1)[None])
+
     def add_part(self, into: Tensor, start: int, *, first: bool) -> None:
         """Add rows `start` and on of the gradients to `into` (b, r, C) float32; first: it holds nothing yet."""
         rows = into.shape[1]

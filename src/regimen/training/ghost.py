@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from regimen.training.factors import Factors, inner_products
-from regimen.training.sketching import matrix_shape, named_parameters, row_losses
+from regimen.training.gradients import matrix_shape, named_parameters
+from regimen.training.sketching import row_losses
 from regimen.training.taps import Taps
 
 _PART = 2**20  # numbers of gradients that are held at a time

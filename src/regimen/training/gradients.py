@@ -1,15 +1,18 @@
 """Gradients of the loss of each domain, without touching training: no `.grad`, no hook of a data-parallel wrapper.
 
 `torch.autograd.grad` for given inputs runs none of the nodes that write `.grad`, and those alone carry the hooks of
-DistributedDataParallel. The model is in evaluation mode: dropout is off, and so is activation checkpointing, which the
-Hugging Face models do in training mode alone; `trainer.sweep_batch_size` bounds the memory instead.
+DistributedDataParallel and ZeRO-2. Where ranks hold parts of the parameters, a gradient is put together from what each
+layer read and the gradient of what it gave (`taps`), which asks for no parameter's gradient. The model is in evaluation
+mode: dropout is off, and so is activation checkpointing, which the Hugging Face models do in training mode alone;
+`trainer.sweep_batch_size` bounds the memory instead.
 Letters: K domains, n rows asked for, P parameters differentiated, W ranks.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +20,12 @@ from torch import Tensor, nn
 
 from regimen.core.errors import ConfigError
 from regimen.training.cost import BACKWARD, rows_flops
+from regimen.training.factors import Factors
+from regimen.training.parameters import in_parts, put_back, shape_of
 from regimen.training.sweep import Sweeper, undisturbed
+from regimen.training.taps import Taps
+
+Chosen = Mapping[str, nn.Parameter]
 
 _COLUMNS = 2**20  # of the gradients that are turned to float64 at a time
 _SHOWN = 12  # names of parameters in an error
@@ -36,9 +44,10 @@ class DomainGradients:
     def gram(self, ids: Tensor, *, parameters: str | None, clip: float | None) -> Tensor:
         """See `Surveyor.gradient_gram`. Domains whose rows in `ids` have no target token count as absent.
 
-        Raises ConfigError where no parameter that is trained has such a name, or a rank holds only a part of them.
+        Raises ConfigError where no parameter that is trained has such a name, or where ranks hold parts of them and
+        their layers are not known to `Taps`.
         """
-        chosen = chosen_parameters(self.sweeper.module.model, parameters)
+        chosen = named_parameters(self.sweeper.module.model, parameters)
         by_domain = self._by_domain(ids)
         present = [k for k, rows in enumerate(by_domain) if len(rows)]
         domains = len(by_domain)
@@ -62,7 +71,7 @@ class DomainGradients:
 
     def moments(self, ids: Tensor, *, parameters: str | None) -> Tensor:
         """See `Surveyor.gradient_moments`. Rows without target tokens are left out."""
-        chosen = chosen_parameters(self.sweeper.module.model, parameters)
+        chosen = named_parameters(self.sweeper.module.model, parameters)
         out = torch.zeros(len(self.sweeper.index.domains), 3, dtype=torch.float64)
         with self._measuring(ids):
             for k, rows in enumerate(self._by_domain(ids)):
@@ -70,7 +79,7 @@ class DomainGradients:
                     out[k] = self._moments_of(rows, chosen)
         return out
 
-    def _moments_of(self, rows: Tensor, chosen: list[nn.Parameter]) -> Tensor:
+    def _moments_of(self, rows: Tensor, chosen: Chosen) -> Tensor:
         """(3,) float64: the row of `moments` for rows (n,) of one domain."""
         mean = self._zeros(1, chosen)[0]  # (P,)
         squares = torch.zeros(1, dtype=torch.float64, device=mean.device)
@@ -87,13 +96,19 @@ class DomainGradients:
         )
         return torch.cat(measured).cpu()
 
-    def _add_gradient(self, sums: Tensor, chosen: list[nn.Parameter], ids: Tensor, weights: Tensor) -> None:
+    def _add_gradient(self, sums: Tensor, chosen: Chosen, ids: Tensor, weights: Tensor) -> None:
         """Add to (P,) `sums` the gradient of the weighted sum of the summed losses of rows `ids` (n,)."""
-        losses = self.sweeper.token_losses(ids)[0].sum(1)  # (n,)
-        loss = (losses * weights.to(losses)).sum()
-        gradients = torch.autograd.grad(loss, chosen, allow_unused=True)
-        parts = sums.split([p.numel() for p in chosen])
-        for part, gradient in zip(parts, gradients, strict=True):
+
+        def losses() -> Tensor:
+            found = self.sweeper.token_losses(ids)[0].sum(1)  # (n,)
+            return found * weights.to(found)
+
+        parts = dict(zip(chosen, sums.split([_numel(p) for p in chosen.values()]), strict=True))
+        if any(in_parts(p) for p in chosen.values()):
+            _add_tapped(self.sweeper.module.model, chosen, losses, len(ids), parts)
+            return
+        gradients = torch.autograd.grad(losses().sum(), list(chosen.values()), allow_unused=True)
+        for part, gradient in zip(parts.values(), gradients, strict=True):
             if gradient is not None:
                 part.add_(gradient.flatten())
 
@@ -114,9 +129,10 @@ class DomainGradients:
         mine = rows[places.clamp(max=len(rows) - 1)]
         yield from zip(mine.split(size), (places < len(rows)).double().split(size), strict=True)
 
-    def _zeros(self, count: int, chosen: list[nn.Parameter]) -> Tensor:
+    def _zeros(self, count: int, chosen: Chosen) -> Tensor:
         """(count, P) float32 zeros on the device of the parameters."""
-        return torch.zeros(count, sum(p.numel() for p in chosen), dtype=torch.float32, device=chosen[0].device)
+        total = sum(_numel(p) for p in chosen.values())
+        return torch.zeros(count, total, dtype=torch.float32, device=next(iter(chosen.values())).device)
 
     def _over_ranks(self, values: Tensor) -> Tensor:
         """The sum over all ranks."""
@@ -137,8 +153,9 @@ class DomainGradients:
 def chosen_parameters(model: nn.Module, pattern: str | None) -> list[nn.Parameter]:
     """Parameters that are trained and have a name in which `pattern` is found; each once, tied ones under any name.
 
-    Raises ConfigError where there is none, or where this rank holds only a part of them.
+    Raises ConfigError where there is none.
     """
+    put_back(model)
     named = [(n, p) for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
     chosen = list({id(p): p for name, p in named if re.search(pattern or "", name)}.values())
     if not chosen:
@@ -148,13 +165,38 @@ def chosen_parameters(model: nn.Module, pattern: str | None) -> list[nn.Paramete
             allowed=", ".join([name for name, _ in named[:_SHOWN]]) + f" ... ({len(named)} in all)",
             do="give a regular expression that is found in some of them, or null for all",
         )
-    if any(hasattr(p, "ds_numel") or hasattr(p, "full_tensor") for p in chosen):
-        raise ConfigError(
-            "these gradients need the whole parameters on every rank",
-            got="a strategy that shards them",
-            do="use trainer=ddp, or a method that needs no gradients",
-        )
     return chosen
+
+
+def named_parameters(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
+    """`chosen_parameters` by name, in the model's order; a tied one has the name under which it comes first."""
+    chosen = {id(p) for p in chosen_parameters(model, pattern)}
+    return {name: p for name, p in model.named_parameters() if id(p) in chosen}
+
+
+def _add_tapped(
+    model: nn.Module, chosen: Chosen, losses: Callable[[], Tensor], rows: int, parts: Mapping[str, Tensor]
+) -> None:
+    """Add the gradient of the sum of `losses` (n,) of n = `rows` rows to flat `parts`, from what the layers read.
+
+    For parameters of which a rank holds a part: their own gradients would be those of all ranks' rows.
+    """
+
+    def receive(name: str, found: Factors, _: int) -> None:
+        rows_of, columns = matrix_shape(chosen[name])
+        found.over_rows().add_part(parts[name].view(1, rows_of, columns), 0, first=False)
+
+    Taps(model, chosen).differentiate(losses, rows, receive)
+
+
+def matrix_shape(parameter: nn.Parameter) -> tuple[int, int]:
+    """R and C of a matrix; a vector is a column."""
+    shape = shape_of(parameter)
+    return (shape[0], 1) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return shape_of(parameter).numel()
 
 
 def _inner_products(flat: Tensor) -> Tensor:

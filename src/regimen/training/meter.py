@@ -23,6 +23,7 @@ from regimen.training.language import make_language
 from regimen.training.module import LanguageModule
 from regimen.training.sentences import encoder_flops, sentence_embeddings
 from regimen.training.sketching import Moments, Sketcher
+from regimen.training.states import base_output
 from regimen.training.sweep import Sweeper
 
 
@@ -170,7 +171,8 @@ class RowMeter:
         def pooled(part: Tensor) -> Tensor:
             batch = sweeper.batch(part)
             with sweeper.trainer.precision_plugin.forward_context():
-                out = model.base_model(
+                out = base_output(
+                    model,
                     input_ids=batch.inputs,
                     position_ids=batch.positions,
                     use_cache=False,

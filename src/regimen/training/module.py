@@ -19,6 +19,7 @@ from regimen.core.errors import ConfigError
 from regimen.training.cost import forward_flops
 from regimen.training.cross_entropy import token_losses
 from regimen.training.loader import Batch
+from regimen.training.parameters import whole
 
 Weigher = Callable[[Tensor, Batch], Tensor]  # (b, L) token losses, micro-batch -> (b,) weights, or (b, L) of tokens
 
@@ -111,6 +112,12 @@ class LanguageModule(pl.LightningModule):
         """The batch itself: `regimen score` measures when a prediction starts, with the model in its place."""
         return batch
 
+    def configure_model(self) -> None:
+        """Let the strategy spread the model over the ranks, if it does so before there is an optimizer."""
+        shard = getattr(self.trainer.strategy, "shard", None)
+        if shard is not None:
+            shard(self.model)
+
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer, scheduler = self.make_optimizer(self.model)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -121,5 +128,10 @@ class LanguageModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        """Clip, and note the norm of the gradient of all ranks before. DeepSpeed does both in its own step."""
+        if self.trainer.strategy.handles_gradient_accumulation:
+            return
         limit = float("inf") if gradient_clip_val is None else float(gradient_clip_val)
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        self.gradient_norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, self.gradient_norm)

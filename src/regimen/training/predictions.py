@@ -23,7 +23,7 @@ def predicted_losses(
     Logits of the positions before the first target of all rows are not made: examples begin with their prompts.
     chunk: tokens whose logits are upcast at a time, at most.
     """
-    first = _first(targets) if _cuts(model) else 0
+    first = _first(targets) if cuts(model) else 0
     cut = {"logits_to_keep": targets.shape[1] - first} if first else {}
     logits = model(input_ids=inputs, position_ids=positions, use_cache=False, **cut).logits  # (b, L - first, V)
     if logits.device.type == "cpu":
@@ -38,6 +38,6 @@ def _first(targets: Tensor) -> int:
     return int(learnt.int().argmax())
 
 
-def _cuts(model: nn.Module) -> bool:
+def cuts(model: nn.Module) -> bool:
     """Whether the model can be asked for the logits of the last positions alone."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -9,7 +9,6 @@ columns of a parameter, m numbers of a part of it, k rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,7 +20,8 @@ from regimen.core.measuring import Sketch
 from regimen.training.cross_entropy import IGNORE
 from regimen.training.factors import Factors
 from regimen.training.folding import Fold, Projections, Sink, Whole
-from regimen.training.gradients import chosen_parameters
+from regimen.training.gradients import matrix_shape, named_parameters
+from regimen.training.parameters import in_parts, shape_of, whole
 from regimen.training.predictions import predicted_losses
 from regimen.training.taps import Taps, linear_weights
 
@@ -45,13 +45,16 @@ class Sketcher:
     signs), 2 b d floats and a few MB. `loop` takes row after row and works with any module; it holds a gradient of P.
 
     `factored` leaves out all but the weights of linear layers. `whole` gives the parameters in the model's order.
-    chunk: tokens whose logits are upcast at a time. Raises ConfigError where no parameter is chosen or a rank holds a
-    part of it alone, its layer is not known, adapters are untrained, or moments are missing.
+    Ranks may hold parts of the parameters, as under FSDP2 and ZeRO-3, but for `loop`: then making a sketcher and
+    calling it is collective, and each rank passes as many batches, of its own rows.
+    chunk: tokens whose logits are upcast at a time. Raises ConfigError where no parameter is chosen, its layer is not
+    known, adapters are untrained, or moments are missing.
     """
 
     def __init__(self, model: nn.Module, sketch: Sketch, *, moments: Moments | None = None, chunk: int) -> None:
         self.model, self.sketch, self.chunk = model, sketch, chunk
         self.chosen = named_parameters(model, sketch.parameters)
+        _refuse_loop_over_parts(sketch, self.chosen)
         refuse_untrained_adapters(model, self.chosen)
         self._moments = _moments_of(self.chosen, moments, sketch.adam)
         device = next(iter(self.chosen.values())).device
@@ -71,7 +74,7 @@ class Sketcher:
 
     @property
     def _shapes(self) -> dict[str, torch.Size]:
-        return {name: p.shape for name, p in self.chosen.items()}
+        return {name: shape_of(p) for name, p in self.chosen.items()}
 
     def __call__(self, inputs: Tensor, targets: Tensor, positions: Tensor | None) -> Tensor:
         """(b, d) float32 sketches of rows: inputs and targets (b, L) int64, padded on the right.
@@ -130,7 +133,7 @@ class _Gathered:
         self.waiting: dict[str, list[Factors]] | None = None
         if sketcher._moments is not None:
             self.waiting = {name: [] for name in sketcher.chosen}
-        columns = max(p.shape[1:].numel() for p in sketcher.chosen.values())
+        columns = max(matrix_shape(p)[1] for p in sketcher.chosen.values())
         self.part = self.out.new_empty(max(_PART, rows * columns) if sketcher._projections is None else 0)
 
     def receive(self, name: str, found: Factors, expected: int) -> None:
@@ -175,17 +178,20 @@ def row_losses(
     return sums if reduction == "sum" else sums / (targets != IGNORE).sum(1).clamp(min=1)
 
 
-def named_parameters(model: nn.Module, pattern: str | None) -> dict[str, nn.Parameter]:
-    """`chosen_parameters` by name, in the model's order; a tied one has the name under which it comes first."""
-    chosen = {id(p) for p in chosen_parameters(model, pattern)}
-    return {name: p for name, p in model.named_parameters() if id(p) in chosen}
+def _refuse_loop_over_parts(sketch: Sketch, chosen: Mapping[str, nn.Parameter]) -> None:
+    if sketch.backend == "loop" and any(in_parts(p) for p in chosen.values()):
+        raise ConfigError(
+            "the loop differentiates whole parameters, and each rank holds a part of them alone",
+            got="backend=loop of a gradient sketch",
+            do="set the sketch's backend=hooks, or use trainer=ddp",
+        )
 
 
 def refuse_untrained_adapters(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> None:
     """Raises ConfigError if `chosen` has LoRA's matrices A while all B are zero: their gradients are exactly zero."""
     if not any("lora_A" in name for name in chosen):
         return
-    if all(not bool(p.any()) for name, p in model.named_parameters() if "lora_B" in name):
+    if all(not bool(whole(p).any()) for name, p in model.named_parameters() if "lora_B" in name):
         raise ConfigError(
             "the adapters are untrained: while every lora_B is zero, so is every gradient of lora_A",
             got="gradients of a model right after model.lora put its adapters in",
@@ -204,11 +210,6 @@ def direction(gradients: Tensor, moments: Moments, name: str, start: int, *, ins
     up = (gradients * (1 - b1)).add_(moments.first[name][part], alpha=b1)
     down = gradients.square().mul_(1 - b2).add_(moments.second[name][part], alpha=b2)
     return up.div_(down.add_(eps).sqrt_() if inside else down.sqrt_().add_(eps))
-
-
-def matrix_shape(parameter: nn.Parameter) -> tuple[int, int]:
-    """R and C of a matrix; a vector is a column."""
-    return (len(parameter), 1) if parameter.dim() == 1 else (len(parameter), math.prod(parameter.shape[1:]))
 
 
 def _linear(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -234,7 +235,7 @@ def _moments_of(chosen: Mapping[str, nn.Parameter], moments: Moments | None, ada
             do="measure under a checkpoint of a run that trains them with AdamW, or set the sketch's adam=none",
         )
     for name, p in chosen.items():
-        assert moments.first[name].numel() == moments.second[name].numel() == p.numel(), name
+        assert moments.first[name].numel() == moments.second[name].numel() == shape_of(p).numel(), name
     first, second = (
         {name: of[name].detach().to(p.device, torch.float32).reshape(-1) for name, p in chosen.items()}
         for of in (moments.first, moments.second)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from regimen.core.errors import ConfigError
 from regimen.training.factors import Factors
+from regimen.training.parameters import in_parts, shape_of
 
 Receive = Callable[[str, Factors, int], None]
 """Takes a parameter's name, a gradient of b rows, and how many more of this parameter are expected."""
@@ -67,6 +68,12 @@ class Taps:
 
     def _run(self, total: Tensor, spark: Tensor, silent: list[str]) -> None:
         """The backward pass. silent: parameters whose layers were not called."""
+        if silent and any(in_parts(self.chosen[name]) for name in silent):
+            raise ConfigError(
+                "layers are not called, and parameters in parts do not tell whether they are used without",
+                got=", ".join(silent[:6]),
+                do=WAY_OUT,
+            )
         with torch.autocast(total.device.type, enabled=False):
             wanted = [spark, *(self.chosen[name] for name in silent)]
             _, *found = torch.autograd.grad(total, wanted, allow_unused=True)
@@ -202,15 +209,16 @@ def _added_to_scale(module: nn.Module) -> float | None:
     None for all else. What the module does is tried out, for there are many classes of it.
     """
     weight = module._parameters.get("weight")
-    if "Norm" not in type(module).__name__ or weight is None or weight.dim() != 1:
+    if "Norm" not in type(module).__name__ or weight is None or len(shape_of(weight)) != 1:
         return None
+    width = shape_of(weight)[0]
     if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
         return None
     needed = [p for p in inspect.signature(type(module).forward).parameters.values() if p.default is p.empty]
     if len(needed) != 2:  # itself and its input
         return None
-    tokens = torch.randn(2, 3, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device)  # (b, T, n)
-    nought, scale = torch.zeros(len(weight)).to(weight.device), torch.linspace(-1, 2, len(weight)).to(weight.device)
+    tokens = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0)).to(weight.device)  # (b, T, n)
+    nought, scale = torch.zeros(width).to(weight.device), torch.linspace(-1, 2, width).to(weight.device)
     lowest, scaled = _normalised(module, tokens, nought), _normalised(module, tokens, scale)
     slope = _normalised(module, tokens, nought + 1) - lowest
     alone = _normalised(module, tokens[1:, 2:], scale)

@@ -91,7 +91,9 @@ class SaveCheckpoints(Checkpoint):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(temporary)
-            _flush(temporary)
+            if trainer.local_rank == 0:
+                _flush(temporary)
+            trainer.strategy.barrier()  # renamed when the last node has flushed what it wrote, and not before
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
             _remove(temporary)
             free = shutil.disk_usage(self.context.folder).free / 2**20
@@ -113,9 +115,9 @@ class SaveCheckpoints(Checkpoint):
 
 
 def _flush(path: Path) -> None:
-    """Make sure a file is on the disk before it gets its name."""
-    if path.is_file():
-        with path.open("rb") as file:
+    """Make sure a checkpoint, a file or a folder, is on the disk before it gets its name."""
+    for part in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        with part.open("rb") as file:
             os.fsync(file.fileno())
 
 
@@ -172,7 +174,8 @@ class RunState(pl.Callback):
             # Lightning leaves the same state on all ranks, which would give all the same dropout masks.
             seed_rank(self.context.seed, trainer.global_rank)
         elif len(self._random["torch"]) == trainer.world_size:
-            restore_random_state({key: value[trainer.global_rank] for key, value in self._random.items()})
+            # Cloned: torch reads the state as a struct, which a row of a tensor is not aligned for.
+            restore_random_state({key: value[trainer.global_rank].clone() for key, value in self._random.items()})
         else:
             # On another number of ranks there is no state to restore; the data order does not depend on it.
             seed_rank(self.context.seed + self.context.loader.stream.step, trainer.global_rank)

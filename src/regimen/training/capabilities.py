@@ -1,0 +1,57 @@
+"""What the ways to spread a run over processes can do. Imports nothing heavy: errors need it before anything is built.
+
+What is not told here all of them can do: `docs/sharding.md`, which tests verify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from regimen.core.errors import ConfigError
+
+FSDP = "fsdp"
+ZERO: Mapping[str, tuple[int, bool]] = {
+    "deepspeed_zero1": (1, False),
+    "deepspeed_zero2": (2, False),
+    "deepspeed_zero3": (3, False),
+    "deepspeed_zero2_offload": (2, True),
+    "deepspeed_zero3_offload": (3, True),
+}
+"""By `trainer.strategy`: DeepSpeed's stage, and whether the CPU's memory takes what the GPU need not hold."""
+
+SHARDED = (FSDP, *ZERO)
+IN_PARTS = tuple(name for name in SHARDED if name == FSDP or ZERO[name][0] == 3)
+"""Those under which a rank holds a part of the parameters alone."""
+
+PRECISIONS = ("32-true", "bf16-mixed")
+"""Of the sharded ones: no loss scaling, which skips steps, and float32 weights in the optimizer."""
+
+
+def supports(strategy: str, signal: Any) -> bool:
+    """Whether a signal of the model in training can be measured where `strategy` spreads it."""
+    return strategy not in IN_PARTS or not any(_loops(part) for part in _parts(signal))
+
+
+def refuse_unsupported(strategy: str, owner: str, signal: Any) -> None:
+    """Raises ConfigError where `supports` says no. owner: the setting that asks for the signal."""
+    if not supports(strategy, signal):
+        raise ConfigError(
+            f"{owner} differentiates whole parameters row by row, and each rank holds a part of them alone",
+            got=f"a sketch with backend=loop, trainer.strategy={strategy}",
+            allowed=f"backend=hooks, or one of auto, ddp, {', '.join(s for s in SHARDED if s not in IN_PARTS)}",
+            do="set the sketch's backend=hooks, or type trainer=ddp",
+        )
+
+
+def _loops(part: Any) -> bool:
+    return getattr(part, "backend", None) == "loop"
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A signal and all settings objects in it."""
+    yield value
+    if is_dataclass(value):
+        for field in fields(value):
+            yield from _parts(getattr(value, field.name))
