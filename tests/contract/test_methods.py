@@ -48,6 +48,7 @@ NEEDED = {
             "strategies.influence_distillation.candidates=64",
         ),
     ],
+    "learning_to_reweight": [TARGET],
     "near": [TARGET],
     "rds": [TARGET],
     "rho_loss": ["strategies.rho_loss.candidates=24"],
