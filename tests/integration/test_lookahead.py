@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from regimen.core.errors import ConfigError
-from regimen.core.lookahead import ESTIMATORS, Looked, Lookahead
+from regimen.core.lookahead import ESTIMATORS, Lookahead, Looked
 from regimen.data.pool import Pool
 from regimen.runs.experiment import make_pool
 from regimen.training.cost import rows_flops

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regimen.core.index import PoolIndex
-from regimen.core.lookahead import Looked, Lookahead
+from regimen.core.lookahead import Lookahead, Looked
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
 
 

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
-from regimen.core.lookahead import Lookahead
+from regimen.core.lookahead import PASSES, Lookahead
 from regimen.core.seeding import generator
 from regimen.core.signal import Meter, Signal
 
 _BY = Lookahead(lr=0.0)
-_PASSES = {"fd": 2.0, "exact": 5.0, "jvp": 3.0, "ghost": 3.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,9 @@ class TargetAlignment(Signal):
 
     def __post_init__(self) -> None:
         if self.by.lr:
-            raise ConfigError("the target's gradient is taken where the model is", got=f"by.lr={self.by.lr}", allowed="0")
+            raise ConfigError(
+                "the target's gradient is taken where the model is", got=f"by.lr={self.by.lr}", allowed="0"
+            )
         check_target_rows(self.target_rows)
 
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class TargetAlignment(Signal):
         return meter.lookahead(ids, targets, self.by).products
 
     def passes(self) -> float:
-        return _PASSES[self.by.estimator]
+        return PASSES[self.by.estimator]
 
     def aims(self) -> bool:
         return True

@@ -68,5 +68,5 @@ def norm_of(vector: Values) -> Tensor:
 
 
 def moved(at: Values, along: Values, length: float) -> dict[str, Tensor]:
-    """at + length * along, in new tensors."""
+    """New tensors: at + length * along."""
     return {name: value + length * along[name] for name, value in at.items()}

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimen.core.errors import ConfigError
-from regimen.core.lookahead import Looked, Lookahead
+from regimen.core.lookahead import PASSES, Lookahead, Looked
 from regimen.training.context import gathered
 from regimen.training.cost import BACKWARD, rows_flops
 from regimen.training.cross_entropy import IGNORE
@@ -37,7 +37,6 @@ from regimen.training.sweep import Sweeper, undisturbed
 
 Shares = Callable[[Tensor], Tensor]
 """From the mean token losses (n,) float64 of all rows to their coefficients (n,) in the virtual step."""
-PASSES = {"fd": 2.0, "exact": 5.0, "jvp": 3.0, "ghost": 1 + BACKWARD}  # forward passes over a row
 _PLAIN = ("eager", "sdpa")
 
 
@@ -59,7 +58,7 @@ class VirtualStep:
         self.scale = _scale(self.chosen, moments) if ask.adam else None
 
     def look(self, ids: Tensor, targets: Tensor, shares: Shares | None) -> Looked:
-        """What a step on rows `ids` (n,) tells of them. shares: null makes no step. targets (M,): rows of the target."""
+        """What a step on rows `ids` (n,) tells of them. shares: null makes no step. targets (M,): target rows."""
         with self._measuring():
             at = {name: p.detach() for name, p in self.chosen.items()}
             losses, ahead = torch.full((len(ids),), torch.nan, dtype=torch.float64), at

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
-from regimen.core.lookahead import Looked, Lookahead
+from regimen.core.lookahead import Lookahead, Looked
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
 from regimen.core.signal import Meter
 from regimen.data.pool import Pool, RowTable
@@ -120,7 +120,7 @@ class RowMeter:
     def lookahead(
         self, ids: Tensor, targets: Tensor, ask: Lookahead, *, shares: Callable[[Tensor], Tensor] | None = None
     ) -> Looked:
-        """What a virtual step on rows `ids` (n,) tells of them, for the loss of rows `targets` (M,) of the target set."""
+        """What a virtual step on rows `ids` (n,) tells of them, for the loss of rows `targets` (M,) of the target."""
         moments = self.models.load(self.path).moments() if ask.adam else None
         return VirtualStep(self.sweeper, self.target.sweeper, ask, moments=moments).look(ids, targets, shares)
 

@@ -1,10 +1,10 @@
 """Learning to reweight: examples count by how far a step on each of them would lower the loss of a target set.
 
 Paper: Learning to Reweight Examples for Robust Deep Learning, arXiv 1803.09050, algorithm 1. The weights are a step of
-gradient descent from weights of 0: w_i proportional to max(<g_i, v>, 0), v the target's gradient at the same parameters.
+gradient descent from weights of 0: w_i proportional to max(<g_i, v>, 0), v the target's gradient there.
 Differs from the paper: weights have mean 1, not sum 1; the target rows are the same in every step, where the paper
-draws a batch of them. Where no row has a positive product all weights are 0: the gradient of that step is 0, which under
-an optimizer with momentum or weight decay still moves the parameters, where the paper has plain SGD.
+draws a batch of them. Where no row has a positive product all weights are 0: that step's gradient is 0, which under an
+optimizer with momentum or weight decay still moves the parameters, where the paper has plain SGD.
 Letters: n rows of the global batch.
 """
 
@@ -51,7 +51,7 @@ class LearningToReweight(Weighter):
 
 
 def reweighted(falls: Tensor) -> Tensor:
-    """n max(u, 0) / sum max(u, 0) (n,) of u = `falls` (n,); all 0 where none is positive."""
+    """Weights n max(u, 0) / sum max(u, 0) (n,) of u = `falls` (n,); all 0 where none is positive."""
     positive = falls.clamp(min=0)
     total = positive.sum()
     return positive * len(falls) / total if bool(total > 0) else torch.zeros_like(positive)
