@@ -36,6 +36,7 @@ NEEDED = {
         *(TARGET, "strategies.cluster_less.by.sketch.dimensions=64", "strategies.cluster_less.candidates=40"),
         "strategies.cluster_less.ratio=0.5",
     ],
+    "dwm": [TARGET, "strategies.dwm.width=16", "strategies.dwm.rows=8", "strategies.dwm.target_rows=4"],
     "dvemb": [TARGET, "strategies.dvemb.by.sketch.dimensions=64"],
     "dvemb_log": ["strategies.dvemb_log.by.sketch.dimensions=64"],
     "grab": ["strategies.grab.by.sketch.dimensions=64", "strategies.grab.passes=2"],
@@ -50,6 +51,7 @@ NEEDED = {
             "strategies.influence_distillation.candidates=64",
         ),
     ],
+    "learning_to_reweight": [TARGET],
     "lr_matched": ["strategies.lr_matched.multiplier=0.5"],
     "near": [TARGET],
     "rds": [TARGET],
@@ -88,6 +90,7 @@ OFTEN = {
     "cluster_less": ["strategies.cluster_less.when.steps=3", "strategies.cluster_less.when.start=2"],
     "delta_loss": ["strategies.delta_loss.when.steps=3"],
     "less_online": ["strategies.less_online.when.steps=2", "strategies.less_online.when.start=2"],
+    "dwm": ["strategies.dwm.meta_steps=2", "strategies.dwm.stages=4", "strategies.dwm.meta_lr=0.1"],
     "ado": ["strategies.ado.start=3", "strategies.ado.refit_every=2"],
     "curriculum": [
         *("strategies.curriculum.when.steps=3", "strategies.curriculum.by.max_rows=40"),

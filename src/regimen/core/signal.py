@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regimen.core.index import PoolIndex
+from regimen.core.lookahead import Lookahead, Looked
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
 
 
@@ -52,6 +53,16 @@ class Meter(Protocol):
         """Sketches (n, d) float32 of the gradient of each row's loss. Equal sketches share their random signs.
 
         Raises ConfigError where the model has no such parameters, adapters are untrained, or moments are missing.
+        """
+        ...
+
+    def lookahead(
+        self, ids: Tensor, targets: Tensor, ask: Lookahead, *, shares: Callable[[Tensor], Tensor] | None = None
+    ) -> Looked:
+        """What a virtual step on rows `ids` (n,) tells of them, for the loss of rows `targets` (M,) of the target set.
+
+        shares: from the rows' mean losses (n,) to their coefficients (n,) in the step; null makes no step.
+        Raises ConfigError where the pool has no target set, or the model cannot be differentiated so.
         """
         ...
 

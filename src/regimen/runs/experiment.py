@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from regimen.core.errors import ConfigError, RunError
+from regimen.core.learning import LearnedWeighter
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Mixer, Selector, Weighter
 from regimen.core.stream import Stream
@@ -74,7 +75,10 @@ class Experiment:
             references = {signal.reference for signal in needs if isinstance(signal, TokenSignal)}
             passes = len(references) + self._weighed_ahead(strategy)  # a reference is taken to be as large as the model
             passes += sum(s.passes() for s in needs if not isinstance(s, TokenSignal | DomainSignal))
-            return (passes * self.batch_rows + self._surveyed(needs)) * steps
+            lessons = 0.0
+            if isinstance(strategy, LearnedWeighter):
+                lessons = strategy.lessons_in(steps) * strategy.passes(self.batch_rows)
+            return (passes * self.batch_rows + self._surveyed(needs)) * steps + lessons
         assert trigger is not None, "only a weighter has no trigger"
         if not needs:
             return 0.0
@@ -163,7 +167,8 @@ def _refuse_uneven_draw(strategies: list[Placed], rows: int) -> None:
 def refuse_no_target(strategies: list[Placed], pool: Pool) -> None:
     """Raises ConfigError where a strategy aims at a target set and the pool has none."""
     for p in strategies if pool.target is None else ():
-        if p.strategy.needs_of_target() or any(signal.aims() for signal in p.strategy.needs()):
+        learns = isinstance(p.strategy, LearnedWeighter) and p.strategy.aims()
+        if learns or p.strategy.needs_of_target() or any(signal.aims() for signal in p.strategy.needs()):
             raise ConfigError(
                 f"{p.name} aims at a target set, and the dataset has none",
                 got="dataset.target.path=null, dataset.target.from=null",

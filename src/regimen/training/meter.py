@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
+from regimen.core.lookahead import Lookahead, Looked
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
 from regimen.core.signal import Meter
 from regimen.data.pool import Pool, RowTable
@@ -20,6 +21,7 @@ from regimen.signals.pooling import pool_states
 from regimen.training.cost import BACKWARD
 from regimen.training.examples import ExampleRows
 from regimen.training.language import make_language
+from regimen.training.lookahead import VirtualStep
 from regimen.training.module import LanguageModule
 from regimen.training.sentences import encoder_flops, sentence_embeddings
 from regimen.training.sketching import Moments, Sketcher
@@ -115,6 +117,13 @@ class RowMeter:
     def sketches(self, ids: Tensor, sketch: Sketch) -> Tensor:
         """Sketches (n, d) float32 of the gradient of each row's loss."""
         return self._once(sketch, ids, lambda: self._sketches(ids, sketch))
+
+    def lookahead(
+        self, ids: Tensor, targets: Tensor, ask: Lookahead, *, shares: Callable[[Tensor], Tensor] | None = None
+    ) -> Looked:
+        """What a virtual step on rows `ids` (n,) tells of them, for the loss of rows `targets` (M,) of the target."""
+        moments = self.models.load(self.path).moments() if ask.adam else None
+        return VirtualStep(self.sweeper, self.target.sweeper, ask, moments=moments).look(ids, targets, shares)
 
     def tokens(self, ids: Tensor) -> list[Tensor]:
         """The tokens (n_i,) int64 of each row."""

@@ -95,6 +95,11 @@ def check_gradients(by: GradientSketch, reduction: str) -> None:
             got=f"by.sketch.reduction={by.sketch.reduction}, by.sketch.adam={by.sketch.adam}, by.model={by.model}",
             do="set by.sketch.reduction=mean, by.sketch.adam=none and by.model=null",
         )
+    check_reduction(reduction)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raises ConfigError for a reduction that no objective has."""
     if reduction not in ("token_mean", "sample_mean"):
         raise ConfigError("unknown reduction", got=f"reduction={reduction}", allowed="token_mean, sample_mean")
 

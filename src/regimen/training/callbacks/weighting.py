@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regimen.core.learning import LearnedWeighter
 from regimen.core.seeding import generator
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Observation, WeighedBatch, Weighter
 from regimen.training.callbacks import summaries
+from regimen.training.callbacks.lessons import Lessons
 from regimen.training.callbacks.strategies import StrategyCallback
 from regimen.training.context import RunContext, Step, gathered, refuse_nan
 from regimen.training.cost import rows_flops
@@ -62,7 +64,11 @@ class WeightingCallback(StrategyCallback[Weighter]):
         if batch.micro == 0:
             board, ids, step = self.context.board, self.context.loader.global_ids, batch.step
             assert board is not None
-            self._surveyed = {s: board.values(s, ids, step=step) for s in (*self._of_domains, *self._of_rows)}
+            rows = self._of_rows
+            if isinstance(self.strategy, LearnedWeighter):
+                self.state = Lessons(self.name, self.strategy, self.context).before(trainer, self.state, step)
+                rows = rows if self.strategy.weighs(step, self.context.total_steps) else []
+            self._surveyed = {s: board.values(s, ids, step=step) for s in (*self._of_domains, *rows)}
             renewed = self.strategy.needs_of_target() if self.strategy.renews_target(step) else ()
             self._targets = {s: board.target_values(s, step=step) for s in renewed}
             self._scale_learning_rate(trainer, self.strategy.learning_rate_factor(self.state, step))

@@ -1,0 +1,90 @@
+"""Weighters that learn: before a step they may look ahead, at rows that training does not consume, and change.
+
+Letters: n rows of a lesson, B rows of the global batch, M rows of the target set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from regimen.core.errors import ConfigError
+from regimen.core.lookahead import PASSES, Lookahead, Looked
+from regimen.core.observation import WeighedBatch
+from regimen.core.strategy import Weighter
+
+_BY = Lookahead()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedWeighter(Weighter):
+    """A weighter with parameters of its own, learnt for the loss of a target set after virtual steps.
+
+    A lesson is one virtual step on rows with the weights that the state gives them, and what it told.
+
+    by: the virtual steps. reduction: of the objective, which says how much of a step is a row's.
+    target_rows: rows of the target set in a lesson, drawn anew for each; null takes all.
+    held_out: part of the target set that no lesson sees; how much higher its loss is goes to the record.
+    """
+
+    by: Lookahead = _BY
+    reduction: Literal["token_mean", "sample_mean"] = "token_mean"
+    target_rows: int | None = None
+    held_out: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.by.lr == 0:
+            raise ConfigError("weights are learnt from a virtual step", got="by.lr=0", allowed="above 0, e.g. 0.1")
+        if self.reduction not in ("token_mean", "sample_mean"):
+            got = f"reduction={self.reduction}"
+            raise ConfigError("unknown reduction", got=got, allowed="token_mean, sample_mean")
+        if self.target_rows is not None and self.target_rows < 1:
+            raise ConfigError("target_rows counts rows", got=self.target_rows, allowed="1 or more, or null for all")
+        if not 0 <= self.held_out < 1:
+            raise ConfigError("held_out is a part of the target set", got=self.held_out, allowed="0 to below 1")
+
+    @property
+    def scope(self) -> Literal["example", "batch"]:
+        """Weights are relative to the batch."""
+        return "batch"
+
+    @property
+    def lesson_rows(self) -> int | None:
+        """Rows of a lesson, drawn from those that may be served; None takes those of the step that is due."""
+        return None
+
+    def lessons(self, step: int, total_steps: int) -> int:
+        """How many lessons come before the step that follows `step` steps."""
+        raise NotImplementedError(type(self).__name__)
+
+    def reports(self, step: int, total_steps: int) -> bool:
+        """Whether the lessons there get a line in the record, for which the whole target set is measured."""
+        return True
+
+    def shares(self, state: Any, losses: Tensor, batch: WeighedBatch) -> Tensor:
+        """Coefficients (n,) float64 of the gradients of mean losses (n,) in the virtual step."""
+        raise NotImplementedError(type(self).__name__)
+
+    def learn(self, state: Any, batch: WeighedBatch, looked: Looked) -> Any:
+        """The state after a lesson on `batch`."""
+        raise NotImplementedError(type(self).__name__)
+
+    def aims(self) -> bool:
+        """Whether lessons need a target set: without one, a run is refused before anything is trained."""
+        return True
+
+    def weighs(self, step: int, total_steps: int) -> bool:
+        """Whether the batch after `step` steps is weighed by what `needs` names; if not, nothing is measured for it."""
+        return True
+
+    def lessons_in(self, total_steps: int) -> int:
+        """How many lessons a run has."""
+        return sum(self.lessons(step, total_steps) for step in range(total_steps))
+
+    def passes(self, batch_rows: int) -> float:
+        """About how many forward passes over a row a lesson costs, in a run with so many rows per batch."""
+        rows = batch_rows if self.lesson_rows is None else self.lesson_rows
+        signals = sum(signal.passes() for signal in self.needs())
+        return rows * (3 + PASSES[self.by.estimator] + signals) + 3 * (self.target_rows or rows)
