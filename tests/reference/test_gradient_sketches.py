@@ -116,7 +116,7 @@ def trained(make: Callable[[], nn.Module]) -> tuple[nn.Module, Moments]:
 
 @pytest.mark.parametrize("backend", ["hooks", "loop"])
 @pytest.mark.parametrize("make", [qwen2, tied, gpt2, adapted])
-@pytest.mark.parametrize("adam", ["inside", "outside"])
+@pytest.mark.parametrize("adam", ["inside", "outside", "scaled"])
 def test_adams_direction_is_the_formula(make: Callable[[], nn.Module], adam: str, backend: str) -> None:
     """With gradients, moments and formula in float64. A tied parameter's two gradients are one before the square."""
     model, moments = trained(make)
@@ -124,7 +124,11 @@ def test_adams_direction_is_the_formula(make: Callable[[], nn.Module], adam: str
     m, v = (torch.cat([x.double().flatten() for x in of.values()]) for of in moments[:2])
     (b1, b2), eps = moments.betas, moments.eps
     up, square = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
-    expected = up / (square + eps).sqrt() if adam == "inside" else up / (square.sqrt() + eps)
+    expected = {
+        "inside": up / (square + eps).sqrt(),
+        "outside": up / (square.sqrt() + eps),
+        "scaled": gradient / (v.sqrt() + eps),
+    }[adam]
     found = sketched(model, Sketch(kind="whole", adam=adam, backend=backend), rows(), moments=moments)
     assert float((found - expected).norm() / expected.norm()) < 1e-4
     fold = Sketcher(model, Sketch(dimensions=64, adam=adam, backend=backend), moments=moments, chunk=8)

@@ -158,7 +158,8 @@ def test_the_method_lets_target_rows_choose_in_turn():
     by = placed.strategy.by
     assert by.models() == ("",) and (by.landmarks, by.damping, by.bandwidth) == (4096, 0.01, None)
     meter = circle(80)
-    exact = replace(by, run=None, embedding=RAW, damping=1e-9, bandwidth=0.5)
+    assert by.sketch.adam == "scaled"
+    exact = replace(by, run=None, embedding=RAW, damping=1e-9, bandwidth=0.5, sketch=Sketch())
     found = chosen(replace(placed.strategy, by=exact), meter, 8)
     best = Influence(sketch=Sketch()).measure(meter, torch.arange(80)).argmax(0).tolist()
     assert len(set(found)) == 8 and found[0] == best[0] and set(best) <= set(found)

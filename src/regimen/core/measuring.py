@@ -54,7 +54,8 @@ class Sketch:
     parameters: a regular expression found in the names of the parameters, null for all that are trained.
     reduction: of a row's token losses, `mean` or `sum`.
     adam: `none` for the plain gradient; `inside` and `outside` for the direction of Adam's next step with eps inside or
-        outside the square root (LESS, arXiv 2402.04333, section 3.1), from the moments of the model's optimizer.
+        outside the square root (LESS, arXiv 2402.04333, section 3.1), from the moments of the model's optimizer;
+        `scaled` for g / (sqrt(v) + eps), without the momentum (arXiv 2505.19051).
     backend: `hooks` differentiates a batch at once; `loop` one row after another, the reference.
     """
 
@@ -64,14 +65,14 @@ class Sketch:
     seed: int = 0
     parameters: str | None = None
     reduction: Literal["mean", "sum"] = "mean"
-    adam: Literal["none", "inside", "outside"] = "none"
+    adam: Literal["none", "inside", "outside", "scaled"] = "none"
     backend: Literal["hooks", "loop"] = "hooks"
 
     def __post_init__(self) -> None:
         choices = {
             "kind": ("fold", "factored", "whole"),
             "reduction": ("mean", "sum"),
-            "adam": ("none", "inside", "outside"),
+            "adam": ("none", "inside", "outside", "scaled"),
             "backend": ("hooks", "loop"),
         }
         for name, allowed in choices.items():

@@ -119,7 +119,7 @@ class Sketcher:
     def _add(self, out: Tensor, name: str, start: int, values: Tensor) -> None:
         """Add gradients `values` (b, m), or Adam's direction for them."""
         if self._moments is not None:
-            values = direction(values, self._moments, name, start, inside=self.sketch.adam == "inside")
+            values = direction(values, self._moments, name, start, adam=self.sketch.adam)
         self._sink.add(out, name, start, values)
 
 
@@ -200,16 +200,19 @@ def refuse_untrained_adapters(model: nn.Module, chosen: Mapping[str, nn.Paramete
         )
 
 
-def direction(gradients: Tensor, moments: Moments, name: str, start: int, *, inside: bool) -> Tensor:
+def direction(gradients: Tensor, moments: Moments, name: str, start: int, *, adam: str) -> Tensor:
     """(b, m): Adam's next direction for gradients (b, m) of numbers `start` and on of a parameter.
 
     (b1 m + (1 - b1) g) / (sqrt(b2 v + (1 - b2) g^2) + eps), or with eps inside the root. The paper has it outside, the
     code of LESS inside, where a denominator is never below sqrt(eps). Neither corrects for the bias of young moments.
+    With `scaled`, g / (sqrt(v) + eps).
     """
     (b1, b2), eps, part = moments.betas, moments.eps, slice(start, start + gradients.shape[1])
+    if adam == "scaled":
+        return gradients / (moments.second[name][part].sqrt() + eps)
     up = (gradients * (1 - b1)).add_(moments.first[name][part], alpha=b1)
     down = gradients.square().mul_(1 - b2).add_(moments.second[name][part], alpha=b2)
-    return up.div_(down.add_(eps).sqrt_() if inside else down.sqrt_().add_(eps))
+    return up.div_(down.add_(eps).sqrt_() if adam == "inside" else down.sqrt_().add_(eps))
 
 
 def _linear(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
