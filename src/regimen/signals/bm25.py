@@ -24,7 +24,10 @@ from regimen.signals.ngrams import WORD, check_ngrams, rows_of, texts_of
 
 
 class _Query(NamedTuple):
-    """What rows of a pool are compared with. worth: idf times mean count of each word of the target; length: mean of rows."""
+    """What rows of a pool are compared with.
+
+    worth: idf times mean count of each word of the target. length: mean words of a row of the pool.
+    """
 
     pool: PoolIndex
     worth: dict[str, float]
