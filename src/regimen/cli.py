@@ -112,9 +112,10 @@ def _composed(command: str, arguments: list[str]) -> int:
     import hydra
     from omegaconf import DictConfig
 
-    from regimen.runs import jobs
+    from regimen.runs import jobs, launchers
 
     jobs.refuse_unknown_choice(arguments)
+    launchers.refuse_missing_plugin(arguments)
     given, launcher = list(sys.argv), os.getpid()
     failed: list[DictConfig] = []
 
