@@ -238,6 +238,13 @@ def _refuse_strategy(given: Mapping[str, Any]) -> None:
             got=f"model.compile=true trainer.strategy={strategy}",
             do="drop model.compile=true, or type trainer=ddp",
         )
+    if _at(given, "optimizer.average.kind", "none") != "none":
+        raise ConfigError(
+            "weights that are spread over ranks are not averaged",
+            got=f"optimizer.average.kind={given['optimizer']['average']['kind']} trainer.strategy={strategy}",
+            allowed="one device, or trainer=ddp",
+            do="set optimizer.average.kind=none, e.g. with optimizer.schedule.kind=wsd, or type trainer=ddp",
+        )
     if trainer["accelerator"] == "mps":
         raise ConfigError(
             "a model is spread over NVIDIA GPUs or processes on CPUs",
