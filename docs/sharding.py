@@ -51,7 +51,7 @@ of the largest value.
 ## Limits
 
 * `trainer.precision` is `32-true` or `bf16-mixed`: under DDP and FSDP autocast around float32 weights; under ZeRO
-  DeepSpeed's own, whose layers are bfloat16 throughout, so that its losses differ from the others' in the third digit.
+  DeepSpeed's own, whose layers are bfloat16 throughout, so that its losses differ from the others' in the fourth digit.
 * `model.compile=true` is refused with a sharded model.
 * Every process builds the model in its CPU's memory before it is spread; finished models that a method compares with
   are whole on every process; so are Adam's moments while a sketch with `adam` other than `none` is made.

@@ -28,7 +28,7 @@ from regimen.training.checkpoint_formats import say_which_accelerator
 _ADVICE = (  # of libraries to each other, or to those who use them without a harness
     *(".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*smaller than the logging.*"),
     *(".*`torch.distributed.[a-z_]+` is deprecated.*", ".*returned a view tensor.*"),
-    *(".*saving the DeepSpeed Stage 3.*", ".*The `srun` command is available.*"),
+    *(".*saving the DeepSpeed Stage 3.*", ".*`srun` command is available on your system.*"),
 )
 _jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 
