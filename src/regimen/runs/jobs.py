@@ -13,7 +13,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from regimen.core.errors import ConfigError, RegimenError, closest
+from regimen.core.errors import ConfigError, RegimenError, Stopped, closest
 from regimen.core.settings import LAYOUT, conf_dir, is_under
 from regimen.runs import validate
 from regimen.runs.compose import plain
@@ -80,6 +80,8 @@ def run(command: str, config: DictConfig) -> None:
 
             try:
                 train(settings, folder, sweep=sweep)
+            except Stopped:
+                raise
             except SystemExit:  # how Lightning ends a training that Ctrl-C stopped
                 raise KeyboardInterrupt from None
         elif command == "score":

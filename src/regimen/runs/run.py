@@ -11,7 +11,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from regimen.core.errors import ConfigError, RegimenError, RunError
 from regimen.core.files import JsonLines, cut_json_lines, write_atomically, write_json
@@ -19,20 +18,24 @@ from regimen.data.pool import Pool
 from regimen.runs import resuming, summary
 from regimen.runs.attempt import Attempt
 from regimen.runs.experiment import make_experiment
+from regimen.runs.failures import lost_process, out_of_memory
 from regimen.runs.handover import left
 from regimen.runs.measurements import Measurements
 from regimen.runs.optimizers import make_optimizer
 from regimen.runs.references import RunModels, load_model, reference_folders, refuse_unreadable
+from regimen.runs.requeue import leave
 from regimen.runs.row_measurements import ModelIdentity, RowMeasurements
 from regimen.runs.staging import Done, resolved, stage_costs
 from regimen.runs.store import Store
 from regimen.runs.trackers import make_trackers
+from regimen.runs.trainer import make_trainer
 from regimen.signals.board import SignalBoard
 from regimen.training.callbacks.averaging import AverageWeights
 from regimen.training.callbacks.checkpoint import RunState, SaveCheckpoints, clear_unfinished, step_of
 from regimen.training.callbacks.evaluate import Evaluate
 from regimen.training.callbacks.following import FollowScores
 from regimen.training.callbacks.metrics import MetricFiles, Metrics, peak_memory_mb
+from regimen.training.callbacks.preemption import StopOnSignal, outer_handlers
 from regimen.training.callbacks.progress import ShowProgress
 from regimen.training.callbacks.steps import GatherSteps
 from regimen.training.callbacks.strategies import (
@@ -48,7 +51,6 @@ from regimen.training.loader import PlannedLoader
 from regimen.training.meter import RowMeter
 from regimen.training.module import LanguageModule, Objective
 from regimen.training.reference import Reference
-from regimen.training.sharding import strategy_of
 from regimen.training.survey import DomainSurveyor
 from regimen.training.sweep import Sweeper
 
@@ -75,7 +77,9 @@ class Run:
         built = resolved(settings, done)
         self.experiment = make_experiment(built, pool, stage_flops=staged["flops"])
         stream = self.experiment.stream()
-        self.trainer = self._trainer(make_trackers(settings, folder, sweep=sweep))
+        self.trainer = make_trainer(
+            trainer_settings, folder, self.experiment.steps, make_trackers(settings, folder, sweep=sweep)
+        )
         accumulation = self._accumulation()
         self.trainer.accumulate_grad_batches = accumulation
         loader = PlannedLoader(
@@ -109,37 +113,6 @@ class Run:
         self.summary = summary.beginning(settings, pool, self.experiment.strategies, self.experiment.model)
         if done:
             self.summary["stages"] = [{**asdict(d), "cost": d.cost()} for d in done]
-
-    def _trainer(self, loggers: list[Any]) -> pl.Trainer:
-        wanted = self.settings["trainer"]
-        try:
-            return pl.Trainer(
-                accelerator=wanted["accelerator"],
-                devices=wanted["devices"],
-                num_nodes=wanted["num_nodes"],
-                strategy=strategy_of(wanted["strategy"], accelerator=wanted["accelerator"]),
-                precision=wanted["precision"],
-                gradient_clip_val=wanted["gradient_clip_val"],
-                deterministic=wanted["deterministic"],
-                max_steps=self.experiment.steps,
-                max_epochs=-1,
-                logger=loggers or False,
-                default_root_dir=self.folder,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                inference_mode=False,  # `regimen score` differentiates
-                num_sanity_val_steps=0,
-                log_every_n_steps=10**9,
-            )
-        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            raise ConfigError(
-                "the trainer refuses its settings",
-                got=f"{ {k: wanted[k] for k in ('accelerator', 'devices', 'strategy', 'precision')} }: "
-                f"{str(error).splitlines()[0]}",
-                do="choose another preset, e.g. trainer=cpu, or other trainer.* values",
-            ) from error
 
     def _accumulation(self) -> int:
         """Micro-batches per step and rank."""
@@ -223,6 +196,7 @@ class Run:
             Metrics(context, self.files),
             ShowProgress(context, title, mode=wanted["progress"], every=wanted["log_every"]),
             RunState(context),
+            StopOnSignal(context),
             save,
         ]
 
@@ -233,6 +207,7 @@ class Run:
         if self.rank == 0:
             self._open_folder()
         outcome: tuple[str, str] | None = ("failed", "stopped by an error that the log of the run shows")
+        outer = outer_handlers()
         try:
             with resuming.in_format(self.attempt.checkpoint, self.settings, self.trainer, self.module) as path:
                 self.trainer.fit(self.module, self.context.loader, ckpt_path=path, weights_only=True)
@@ -243,12 +218,24 @@ class Run:
         except torch.OutOfMemoryError as error:
             outcome = ("failed", "out of GPU memory")
             raise out_of_memory(self.settings, error) from error
+        except RuntimeError as error:
+            lost = lost_process(error, world=self.trainer.world_size)
+            if lost is None:
+                raise
+            outcome = ("failed", lost.what)
+            raise lost from error
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
             outcome = ("interrupted", "stopped by the user")
             raise KeyboardInterrupt from None
         finally:
             if outcome is not None:
                 self._close(*outcome)
+        if self.context.stopped_by:
+            reason = (
+                f"stopped by {self.context.stopped_by.name} after step {self.context.loader.stream.step}, and saved"
+            )
+            self._close("preempted", reason)
+            leave(self.folder, self.context.stopped_by, outer, rank=self.rank, reason=reason)
         self.rows.end()
         if self.rank == 0:
             self.summary |= summary.ending(self.context, self.evaluate.latest, peak_memory_mb=peak_memory_mb())
@@ -293,15 +280,3 @@ class Run:
             f"loss {macro['loss']:.4f}, {self.summary['seconds']['total']:.0f} s -> {self.folder}",
             file=sys.stderr,
         )
-
-
-def out_of_memory(settings: Mapping[str, Any], error: torch.OutOfMemoryError) -> RunError:
-    """The error for a batch that does not fit the GPU."""
-    wanted = settings["trainer"]
-    return RunError(
-        "out of GPU memory",
-        got=f"trainer.micro_batch_size={wanted['micro_batch_size']}, trainer.sweep_batch_size="
-        f"{wanted['sweep_batch_size']}: {str(error).splitlines()[0]}",
-        do="lower trainer.micro_batch_size (the global batch stays, in more parts) and trainer.sweep_batch_size, "
-        "or set model.gradient_checkpointing=true; started again, the run goes on from its last checkpoint",
-    )

@@ -2,10 +2,10 @@
 influence of every other row.
 
 Paper: Influence distillation, arXiv 2505.19051, and its code.
-Differs from the paper: the second moments that scale gradients (`sketch.adam: scaled`) are not corrected for the bias of
-young ones, which a cosine does not see; gradients are folded with random signs, not Hadamard-projected; embeddings are
-pooled hidden states (`embedding`), not Jacobian-vector products of the first blocks. What is known of landmarks exactly
-is smoothed like all else, so that no row is the better ranked for having been one.
+Differs from the paper: the second moments that scale gradients (`sketch.adam: scaled`) are not corrected for the bias
+of young ones, which a cosine does not see; gradients are folded with random signs, not Hadamard-projected; embeddings
+are pooled hidden states (`embedding`), not Jacobian-vector products of the first blocks. What is known of landmarks
+exactly is smoothed like all else, so that no row is the better ranked for having been one.
 Letters: n rows, L landmarks, M target rows, w width of an embedding.
 """
 

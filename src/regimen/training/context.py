@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import Signals
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -62,7 +63,7 @@ class RunContext:
     board: made when training starts, since measuring needs the trainer.
     references: finished models that weighters compare with, by the folder of their run.
     target: the target set, whose domains are the subtasks. lr: learning rate of the next step.
-    scored: what the last decision ordered or paced rows by.
+    scored: what the last decision ordered or paced rows by. stopped_by: the signal at which all ranks stop.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class RunContext:
     target: PoolIndex | None = None
     lr: float = 0.0
     scored: Scored | None = None
+    stopped_by: Signals | None = None
 
     @property
     def index(self) -> PoolIndex:

@@ -77,7 +77,9 @@ class SaveCheckpoints(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _due(self, trainer: pl.Trainer, step: int) -> bool:
-        if step == self.context.total_steps or step in self.kept or (self.every_steps and step % self.every_steps == 0):
+        if self.context.stopped_by or step == self.context.total_steps or step in self.kept:
+            return True
+        if self.every_steps and step % self.every_steps == 0:
             return True
         if not self.every_minutes:
             return False
