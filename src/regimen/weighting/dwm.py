@@ -221,7 +221,10 @@ class Dwm(LearnedWeighter):
         values = batch.values[self.needs()[0]]
         if self.input == "features":
             return features(losses.cpu(), batch.tokens, batch.domain, values, domains=len(batch.index.domains))
-        return values.float() if self.input == "pooled_hidden" else values
+        if self.input == "encoder":
+            return values
+        hidden = values.float()  # what all rows share goes first: it is most of a hidden state, and tells no row apart
+        return (hidden - hidden.mean(0)) / (hidden.std(0, correction=0) + 1e-6)
 
     def _new(self, losses: Tensor, batch: WeighedBatch) -> dict[str, Tensor]:
         return new_parameters(self._shape(self._rows(losses, batch).shape[1]), seed=self.seed)
