@@ -1,4 +1,4 @@
-"""DWM in whole runs: clean rows outweigh shuffled ones, measuring leaves training alone, and phi moves to another run."""
+"""DWM in whole runs: clean rows outweigh shuffled ones, lessons leave training alone, phi moves to another run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two gloo processes learn and weigh as one does: products of gradients, phi, weights, and the model that comes of it."""
+"""Two gloo processes learn and weigh as one does: phi, weights, and the losses that come of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["dwm", pytest.param("learning_to_reweight", marks=pytest.mark.slow)])
 def test_two_processes_are_one(method: str, tmp_path: Path) -> None:
     """Odd numbers of rows, so that one rank has one twice, and accumulation on two ranks."""
     write_corpus(tmp_path / "corpus")

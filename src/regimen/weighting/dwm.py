@@ -8,6 +8,8 @@ uniform; virtual steps are plain gradient descent with a rate of their own and a
 through a cold Adam gives no signal, for its update is the sign of the gradient; weights have mean 1, not sum 1; the
 target is `dataset.target`, of which a part is held out. The floating-point work of phi itself is not charged.
 Weights are relative to the batch: a phi that was learnt on lessons of n rows is used on global batches of any size.
+A small virtual step is nearly linear in the weights, so that its best weights are those of one row: after many lessons
+few rows may take all. `entropy`, `floor`, `tau` or a longer step (`by.lr`) keep the others in.
 Letters: n rows, K domains.
 """
 
