@@ -137,11 +137,24 @@ def train_losses(folder: Path) -> list[float]:
     return [row["loss"] for row in lines(folder / "metrics.jsonl") if row["split"] == "train"]
 
 
-def test_lessons_do_not_touch_training(corpus: Path, home: Path) -> None:
+PLAIN = (TARGET, "+model.config.attention_dropout=0.2", "trainer.micro_batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def plain(corpus: Path, home: Path) -> Path:
+    """A run without a weighter."""
+    return run(corpus, home, "method=natural", *PLAIN, f"run_dir={home}/plain")
+
+
+@pytest.fixture(scope="module")
+def learnt(corpus: Path, home: Path) -> Path:
+    """A run that has learnt a weighting model."""
+    return run(corpus, home, *LEARNS, "strategies.dwm.meta_lr=0.05", f"run_dir={home}/learnt")
+
+
+def test_lessons_do_not_touch_training(corpus: Path, home: Path, plain: Path) -> None:
     """With phi left uniform, losses are those of a run without a weighter, bit for bit: dropout, accumulation."""
-    common = (TARGET, "+model.config.attention_dropout=0.2", "trainer.micro_batch_size=4")
-    taught = run(corpus, home, *LEARNS, *common, "strategies.dwm.meta_lr=0", f"run_dir={home}/taught")
-    plain = run(corpus, home, "method=natural", *common, f"run_dir={home}/plain")
+    taught = run(corpus, home, *LEARNS, *PLAIN, "strategies.dwm.meta_lr=0", f"run_dir={home}/taught")
     assert train_losses(taught) == train_losses(plain)
     told = [row for row in lines(taught / "record.jsonl") if row["kind"] == "lessons"]
     assert [(row["step"], row["lessons"]) for row in told] == [(4, 3)]
@@ -149,8 +162,7 @@ def test_lessons_do_not_touch_training(corpus: Path, home: Path) -> None:
     assert costs[0]["measuring"] > costs[1]["measuring"] and costs[0]["training"] == costs[1]["training"]
 
 
-def test_a_learnt_phi_weighs_another_run_from_its_first_step(corpus: Path, home: Path) -> None:
-    learnt = run(corpus, home, *LEARNS, "strategies.dwm.meta_lr=0.05", f"run_dir={home}/learnt")
+def test_a_learnt_phi_weighs_another_run_from_its_first_step(corpus: Path, home: Path, learnt: Path) -> None:
     told = json.loads((learnt / "summary.json").read_text())["gives"]
     assert told["phi_form"]["domains"] == ["code", "prose", "sums"] and Path(told["phi"]).is_file()
     other = ("method=dwm", "strategies.dwm.width=16", f"run_dir={home}/other", "trainer.log_every=1")
@@ -170,7 +182,9 @@ def test_a_learnt_phi_weighs_another_run_from_its_first_step(corpus: Path, home:
         ((TARGET, "strategies.dwm.held_out=0.99"), "no row of the target set is left"),
     ],
 )
-def test_what_cannot_be_used_is_refused(corpus: Path, home: Path, more: tuple[str, ...], words: str) -> None:
-    told = [text.replace("{learnt}", str(home / "learnt")).replace("{plain}", str(home / "plain")) for text in more]
+def test_what_cannot_be_used_is_refused(
+    corpus: Path, home: Path, tmp_path: Path, learnt: Path, plain: Path, more: tuple[str, ...], words: str
+) -> None:
+    told = [text.replace("{learnt}", str(learnt)).replace("{plain}", str(plain)) for text in more]
     with pytest.raises(ConfigError, match=words):
-        run(corpus, home, "method=dwm", *told, f"run_dir={home}/refused-{abs(hash(words))}")
+        run(corpus, home, "method=dwm", *told, f"run_dir={tmp_path}/refused")
