@@ -8,6 +8,8 @@ uniform; virtual steps are plain gradient descent with a rate of their own and a
 through a cold Adam gives no signal, for its update is the sign of the gradient; weights have mean 1, not sum 1; the
 target is `dataset.target`, of which a part is held out. The floating-point work of phi itself is not charged.
 Weights are relative to the batch: a phi that was learnt on lessons of n rows is used on global batches of any size.
+A small virtual step is nearly linear in the weights, so that its best weights are those of one row: after many lessons
+few rows may take all. `entropy`, `floor`, `tau` or a longer step (`by.lr`) keep the others in.
 Letters: n rows, K domains.
 """
 
@@ -221,7 +223,10 @@ class Dwm(LearnedWeighter):
         values = batch.values[self.needs()[0]]
         if self.input == "features":
             return features(losses.cpu(), batch.tokens, batch.domain, values, domains=len(batch.index.domains))
-        return values.float() if self.input == "pooled_hidden" else values
+        if self.input == "encoder":
+            return values
+        hidden = values.float()  # what all rows share goes first: it is most of a hidden state, and tells no row apart
+        return (hidden - hidden.mean(0)) / (hidden.std(0, correction=0) + 1e-6)
 
     def _new(self, losses: Tensor, batch: WeighedBatch) -> dict[str, Tensor]:
         return new_parameters(self._shape(self._rows(losses, batch).shape[1]), seed=self.seed)
