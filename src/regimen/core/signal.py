@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from regimen.core.descent import AlongDescent, Descent
 from regimen.core.index import PoolIndex
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
 
@@ -52,6 +53,14 @@ class Meter(Protocol):
         """Sketches (n, d) float32 of the gradient of each row's loss. Equal sketches share their random signs.
 
         Raises ConfigError where the model has no such parameters, adapters are untrained, or moments are missing.
+        """
+        ...
+
+    def along(self, ids: Tensor, descent: Descent, *, norms: bool) -> AlongDescent:
+        """What the gradients of rows are along a descent from the model that aims at the target set.
+
+        The descent's own rows are drawn from all rows of this meter. norms: whether lengths are needed.
+        Raises ConfigError where there is no target set, or the descent diverges.
         """
         ...
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from regimen.core.descent import AlongDescent, Descent
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
@@ -18,6 +19,7 @@ from regimen.core.signal import Meter
 from regimen.data.pool import Pool, RowTable
 from regimen.signals.pooling import pool_states
 from regimen.training.cost import BACKWARD
+from regimen.training.descending import rows_along
 from regimen.training.examples import ExampleRows
 from regimen.training.language import make_language
 from regimen.training.module import LanguageModule
@@ -114,6 +116,10 @@ class RowMeter:
     def sketches(self, ids: Tensor, sketch: Sketch) -> Tensor:
         """Sketches (n, d) float32 of the gradient of each row's loss."""
         return self._once(sketch, ids, lambda: self._sketches(ids, sketch))
+
+    def along(self, ids: Tensor, descent: Descent, *, norms: bool) -> AlongDescent:
+        """What the gradients of rows are along a descent from the model that aims at the target set."""
+        return rows_along(self.sweeper, self.target.sweeper, ids, descent, norms=norms)
 
     def tokens(self, ids: Tensor) -> list[Tensor]:
         """The tokens (n_i,) int64 of each row."""
