@@ -71,7 +71,9 @@ def hessian_product(parts: Sequence[Part], theta: Tensor, vector: Tensor, descen
         if not bool(length > 0):
             return torch.zeros_like(theta)
         shift = descent.epsilon * vector / length
-        return (gradient(parts, theta + shift) - gradient(parts, theta - shift)) * (length / (2 * descent.epsilon))
+        change = gradient(parts, theta + shift) - gradient(parts, theta - shift)
+        product: Tensor = change * (length / (2 * descent.epsilon))
+        return product
     total = torch.zeros_like(theta)
     with torch.enable_grad():
         for part in parts:

@@ -50,7 +50,7 @@ class FlatModel:
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         """The parameters in theta (P,), by name."""
-        parts = theta.split([p.numel() for p in self.chosen.values()])
+        parts = torch.split(theta, [p.numel() for p in self.chosen.values()])
         return {name: part.view(p.shape) for (name, p), part in zip(self.chosen.items(), parts, strict=True)}
 
     def losses(self, theta: Tensor, given: Given) -> Tensor:
@@ -146,7 +146,7 @@ def _mean_losses(flat: FlatModel, sweeper: Sweeper, ids: Tensor) -> list[Part]:
         return lambda theta: flat.losses(theta, _given(sweeper.batch(some))).sum() / len(ids)
 
     by_length = ids[sweeper.index.inputs_of(ids).argsort(stable=True)]
-    return [part(some) for some in by_length.split(sweeper.gradient_rows)]
+    return [part(some) for some in torch.split(by_length, sweeper.gradient_rows)]
 
 
 def _timed(sweeper: Sweeper, visits: Iterator[Visit]) -> Iterator[Visit]:

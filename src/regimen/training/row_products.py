@@ -55,7 +55,8 @@ def _difference(losses: Losses, theta: Tensor, vector: Tensor, given: Given, eps
     length = vector.norm()
     shift = epsilon * vector / length.clamp(min=torch.finfo(vector.dtype).tiny)
     with torch.no_grad():
-        return (losses(theta + shift, given) - losses(theta - shift, given)) * (length / (2 * epsilon))
+        dots: Tensor = (losses(theta + shift, given) - losses(theta - shift, given)) * (length / (2 * epsilon))
+        return dots
 
 
 def _by_loop(losses: Losses, theta: Tensor, vector: Tensor | None, given: Given) -> Tensor:
