@@ -32,6 +32,10 @@ EXAMPLES = (
 NEEDED = {
     "adapt": [TARGET, "strategies.adapt.every=3", "strategies.adapt.centred=true"],
     "adapt_bm25": [TARGET],
+    **{
+        name: [TARGET, *(f"strategies.{name}.by.descent.{few}" for few in ("steps=4", "annotate_every=2", "lr=0.1"))]
+        for name in ("delt", "lqs", "pds")
+    },
     "cluster_less": [
         *(TARGET, "strategies.cluster_less.by.sketch.dimensions=64", "strategies.cluster_less.candidates=40"),
         "strategies.cluster_less.ratio=0.5",

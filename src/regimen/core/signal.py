@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from regimen.core.descent import AlongDescent, Descent
 from regimen.core.index import PoolIndex
 from regimen.core.lookahead import Lookahead, Looked
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
@@ -63,6 +64,14 @@ class Meter(Protocol):
 
         shares: from the rows' mean losses (n,) to their coefficients (n,) in the step; null makes no step.
         Raises ConfigError where the pool has no target set, or the model cannot be differentiated so.
+        """
+        ...
+
+    def along(self, ids: Tensor, descent: Descent, *, norms: bool) -> AlongDescent:
+        """What the gradients of rows are along a descent from the model that aims at the target set.
+
+        The descent's own rows are drawn from all rows of this meter. norms: whether lengths are needed.
+        Raises ConfigError where there is no target set, or the descent diverges.
         """
         ...
 

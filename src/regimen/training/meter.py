@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from regimen.core.descent import AlongDescent, Descent
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.lookahead import Lookahead, Looked
@@ -19,6 +20,7 @@ from regimen.core.signal import Meter
 from regimen.data.pool import Pool, RowTable
 from regimen.signals.pooling import pool_states
 from regimen.training.cost import BACKWARD
+from regimen.training.descending import rows_along
 from regimen.training.examples import ExampleRows
 from regimen.training.language import make_language
 from regimen.training.lookahead import VirtualStep
@@ -124,6 +126,10 @@ class RowMeter:
         """What a virtual step on rows `ids` (n,) tells of them, for the loss of rows `targets` (M,) of the target."""
         moments = self.models.load(self.path).moments() if ask.adam else None
         return VirtualStep(self.sweeper, self.target.sweeper, ask, moments=moments).look(ids, targets, shares)
+
+    def along(self, ids: Tensor, descent: Descent, *, norms: bool) -> AlongDescent:
+        """What the gradients of rows are along a descent from the model that aims at the target set."""
+        return rows_along(self.sweeper, self.target.sweeper, ids, descent, norms=norms)
 
     def tokens(self, ids: Tensor) -> list[Tensor]:
         """The tokens (n_i,) int64 of each row."""

@@ -1,0 +1,163 @@
+"""Co-state scores through the meter: as autograd gives them on the live model, which is left alone; two processes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from regimen.core.descent import Descent
+from regimen.core.errors import ConfigError
+from regimen.core.measuring import Example
+from regimen.signals.co_state import CoState, standardised
+from regimen.training.descending import drawn
+from regimen.training.meter import RowMeter
+from tests.integration.test_meter import IDS
+from tests.integration.test_meter import corpus as corpus
+from tests.integration.test_meter import finished as finished
+from tests.integration.test_meter import home as home
+from tests.integration.test_meter import meter as meter
+from tests.integration.test_meter import pool as pool
+from tests.support.runs import SMALL, write_corpus
+
+SHORT = Descent(steps=3, lr=0.1, batch_rows=4, annotate_every=2)
+
+
+def mean_loss(model: nn.Module, examples: list[Example]) -> Tensor:
+    """The mean over rows of the mean loss of their tokens, row by row."""
+    out = []
+    for row in examples:
+        logits = model(input_ids=row.tokens[None, :-1]).logits[0]
+        out.append(cross_entropy(logits, row.tokens[1:], reduction="none")[row.learnt[1:]].mean())
+    return torch.stack(out).mean()
+
+
+def by_hand(meter: RowMeter, ids: Tensor, descent: Descent) -> tuple[Tensor, Tensor]:
+    """PDS and LQS of rows without curvature: then the co-state is a plain sum of target gradients."""
+    models = [copy.deepcopy(meter.sweeper.module.model).eval()]
+    for batch in drawn(meter.index.rows, descent):
+        model = copy.deepcopy(models[-1])
+        mean_loss(model, meter.examples(batch)).backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= descent.lr * p.grad
+                p.grad = None
+        models.append(model)
+
+    def slopes(model: nn.Module, examples: list[Example]) -> Tensor:
+        found = torch.autograd.grad(mean_loss(model, examples), list(model.parameters()))
+        return torch.cat([g.flatten() for g in found]).double()
+
+    whole = torch.arange(meter.target.index.rows)
+    aims = [slopes(model, meter.target.examples(whole)) for model in models]
+    pds, lqs = torch.zeros(len(ids)).double(), torch.zeros(len(ids)).double()
+    for place, row in enumerate(ids.tolist()):
+        g = [slopes(model, meter.examples(torch.tensor([row]))) for model in models]
+        for t in descent.times:
+            dot = sum(aims[t + 1 :]) @ g[t]
+            pds[place] += dot
+            lqs[place] += dot / g[min(t + descent.annotate_every, descent.steps)].norm()
+    return pds, lqs
+
+
+def test_scores_are_those_of_plain_autograd(meter: RowMeter) -> None:
+    descent = Descent(steps=3, lr=0.1, batch_rows=4, annotate_every=2, hessian="none")
+    before = copy.deepcopy(meter.sweeper.module.state_dict())
+    state = torch.get_rng_state()
+    for kind, wanted in zip(("pds", "lqs"), by_hand(meter, IDS, descent), strict=True):
+        found = CoState(kind=kind, descent=descent).measure(meter, IDS)
+        assert found.dtype == torch.float64
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    module = meter.sweeper.module
+    assert module.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in before.items())
+    assert all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize("backend", ["jvp", "finite_difference", "loop"])
+def test_backends_and_parts_agree(meter: RowMeter, backend: str) -> None:
+    reference = CoState(descent=SHORT).measure(meter, IDS)
+    twice = torch.cat([IDS.flip(0), IDS[:1]])
+    found = CoState(descent=Descent(**{**vars(SHORT), "backend": backend})).measure(meter, twice)
+    near = 3e-2 if backend == "finite_difference" else 1e-3
+    assert torch.allclose(found[:-1].flip(0), reference, rtol=near, atol=near * float(reference.abs().max()))
+    assert float(found[-1]) == pytest.approx(float(found[-2]), rel=1e-4)
+
+
+def test_curvature_by_differences_is_near_the_exact_one(meter: RowMeter) -> None:
+    exact, near, without = (
+        CoState(kind="pds", descent=Descent(**{**vars(SHORT), "hessian": how})).measure(meter, IDS)
+        for how in ("exact", "finite_difference", "none")
+    )
+    assert float((near - exact).norm()) < 0.1 * float((without - exact).norm())
+
+
+def test_the_descent_is_charged(meter: RowMeter) -> None:
+    clock = meter.sweeper.clock
+    CoState(kind="pds", descent=SHORT).measure(meter, IDS)
+    flops = clock.charges["measuring"].flops
+
+    def passes(of: RowMeter, ids: Tensor) -> float:
+        from regimen.training.cost import rows_flops
+
+        return rows_flops(meter.sweeper.module.forward_flops, of.index.inputs_of(ids))
+
+    steps = drawn(meter.index.rows, SHORT).flatten()
+    aim = passes(meter.target, torch.arange(meter.target.index.rows))
+    # Every step twice forward and backward, and its curvature for two more; four target gradients; two times of rows.
+    assert flops == pytest.approx(12 * passes(meter, steps) + 4 * 3 * aim + 2 * 3 * passes(meter, IDS))
+
+
+def test_a_finished_run_gives_its_checkpoints(meter: RowMeter, finished: Path) -> None:
+    found = CoState(run=str(finished), descent=SHORT).measure(meter, IDS)
+    paths = [checkpoint.path for checkpoint in meter.checkpoints(str(finished))]
+    assert len(paths) == 2
+    each = [CoState(descent=SHORT).measure(meter.under(path), IDS) for path in paths]
+    assert torch.allclose(found, (standardised(each[0]) + standardised(each[1])) / 2)
+
+
+def test_a_descent_too_fast_is_refused(meter: RowMeter) -> None:
+    with pytest.raises(ConfigError, match=r"lower lr"):
+        CoState(descent=Descent(steps=4, lr=1e30, batch_rows=4, hessian="none")).measure(meter, IDS)
+
+
+RUN = (
+    *("method=lqs", "strategies.lqs.by.descent.steps=2", "strategies.lqs.by.descent.annotate_every=1"),
+    *("strategies.lqs.by.descent.lr=0.1", "strategies.lqs.ratio=0.37", "budget.steps=2", "evaluation.at=[]"),
+    "dataset.target={path: null, from: [sums], rows_per_subtask: 3, seed: 0}",
+)
+
+
+def scored(home: Path, name: str, *overrides: str) -> dict:
+    """What a run in processes of its own decided."""
+    fixed = (f"dataset.path={home}/corpus", f"paths.pools={home}/pools", f"run_dir={home}/{name}")
+    store = f"paths.store={home}/store-{name}"  # nothing is shared
+    command = [sys.executable, "-m", "regimen", "train", *SMALL, *fixed, store, *RUN, *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=home)
+    assert done.returncode == 0, done.stderr
+    (array,) = (home / f"store-{name}").rglob("values.npy")
+    told = [json.loads(line) for line in (home / name / "record.jsonl").read_text().splitlines()]
+    return {"values": array, "record": told}
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(tmp_path: Path) -> None:
+    """V9: every row has the score that it has in one process, with a number of rows that two do not divide."""
+    import numpy as np
+
+    write_corpus(tmp_path / "corpus", documents=7)
+    one = scored(tmp_path, "one")
+    two = scored(tmp_path, "two", "trainer=ddp", "trainer.accelerator=cpu")
+    a, b = (np.load(found["values"]) for found in (one, two))
+    assert len(a) % 2 == 1 and len(a) == len(b)
+    assert one["record"][0]["kind"] == "selector"
+    assert np.allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
