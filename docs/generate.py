@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROOFS = {  # reference tests that are not named after their method
     **{f"entropy_{kind}": "entropy" for kind in ("shannon", "joint", "conditional", "von_neumann")},
     **{law: f"{law}_law" for law in ("bimix", "regmix", "olmix", "mixmin")},
-    **{name: "co_state" for name in ("delt", "lqs", "pds")},
+    **dict.fromkeys(("delt", "lqs", "pds"), "co_state"),
     "adapt_bm25": "adapt",
     "climb": "regmix_law",
     "doremi_proxy": "doremi",
