@@ -32,7 +32,10 @@ EXAMPLES = (
 # What a method cannot do without on any corpus.
 NEEDED = {
     **{
-        name: [TARGET, *(f"strategies.{name}.by.descent.{few}" for few in ("steps=4", "annotate_every=2", "lr=0.1"))]
+        name: [
+            *(TARGET, f"strategies.{name}.candidates=48"),
+            *(f"strategies.{name}.by.descent.{few}" for few in ("steps=4", "annotate_every=2", "lr=0.1")),
+        ]
         for name in ("delt", "lqs", "pds")
     },
     "cluster_less": [
