@@ -33,7 +33,10 @@ NEEDED = {
     "adapt": [TARGET, "strategies.adapt.every=3", "strategies.adapt.centred=true"],
     "adapt_bm25": [TARGET],
     **{
-        name: [TARGET, *(f"strategies.{name}.by.descent.{few}" for few in ("steps=4", "annotate_every=2", "lr=0.1"))]
+        name: [
+            *(TARGET, f"strategies.{name}.candidates=48"),
+            *(f"strategies.{name}.by.descent.{few}" for few in ("steps=4", "annotate_every=2", "lr=0.1")),
+        ]
         for name in ("delt", "lqs", "pds")
     },
     "cluster_less": [

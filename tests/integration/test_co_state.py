@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ from tests.integration.test_meter import finished as finished
 from tests.integration.test_meter import home as home
 from tests.integration.test_meter import meter as meter
 from tests.integration.test_meter import pool as pool
+from tests.integration.test_planted_truth import Place
+from tests.support.planted import Record, auroc, ids_of_rows, write
 from tests.support.runs import SMALL, write_corpus
 
 SHORT = Descent(steps=3, lr=0.1, batch_rows=4, annotate_every=2)
@@ -128,6 +131,46 @@ def test_a_descent_too_fast_is_refused(meter: RowMeter) -> None:
     with pytest.raises(ConfigError, match=r"lower lr"):
         CoState(descent=Descent(steps=4, lr=1e30, batch_rows=4, hessian="none")).measure(meter, IDS)
 
+
+# ---- planted noise ------------------------------------------------------------------------------------------------
+
+
+def counting(rows: int, *, seed: int, noisy: int) -> list[Record]:
+    """Questions that are answered by counting; of the first ones the letters of the answer are shuffled."""
+    rng, out = random.Random(seed), []
+    for i in range(rows):
+        start, step = rng.randrange(60), rng.randrange(1, 4)
+        letters = list(" ".join(str(start + step * k) for k in range(10)))
+        if i < noisy:
+            rng.shuffle(letters)
+        name = f"{'noisy' if i < noisy else 'clean'}-{seed}-{i}"
+        asked = f"from {start} by {step}"
+        out.append({"id": name, "instruction": asked, "input": "", "output": "".join(letters), "task": "count"})
+    rng.shuffle(out)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lqs", "pds"])
+def test_noise_has_low_scores(tmp_path: Path, kind: str) -> None:
+    """A third of the rows are shuffled. AUROC 0.97 (LQS), 0.95 (PDS); the loss has 0.998, a trigram model's 0.82."""
+    place = Place(
+        tmp_path,
+        *(f"dataset.path={write(counting(120, seed=0, noisy=40), tmp_path / 'pool.jsonl')}", "dataset.seq_len=256"),
+        *("dataset.tokenizer.kind=bytes", "optimizer.lr=5e-3"),
+        f"dataset.target.path={write(counting(16, seed=1, noisy=0), tmp_path / 'target.jsonl')}",
+    )
+    warm = place.train("warm", "method=natural", "budget.epochs=16")
+    descent = [f"strategies.lqs.by.descent.{x}" for x in ("steps=20", "annotate_every=10", "lr=0.02", "batch_rows=8")]
+    table = place.score(kind, "method=lqs", f"strategies.lqs.by.kind={kind}", f"strategies.lqs.by.run={warm}", *descent)
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for name, score in zip(ids_of_rows(place.pool()), table["score"], strict=True):
+        scores[name.startswith("clean")].append(score)
+    assert len(scores[False]) > 20
+    assert auroc(scores[True], scores[False]) > 0.9
+
+
+# ---- two processes ------------------------------------------------------------------------------------------------
 
 RUN = (
     *("method=lqs", "strategies.lqs.by.descent.steps=2", "strategies.lqs.by.descent.annotate_every=1"),

@@ -64,23 +64,22 @@ class FlatModel:
         losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")  # (b, L)
         return losses.sum(1) / (targets != IGNORE).sum(1).clamp(min=1)  # type: ignore[no-any-return]
 
-    def ghosts(self, theta: Tensor, vector: Tensor | None, given: Given) -> Tensor:
+    def ghosts(self, theta: Tensor, vector: Tensor | None, given: Given, *, norms: bool) -> Tensor:
         """(b, 2): inner products of gradients with vector (P,), 0 for None, and lengths, at theta (P,)."""
         with torch.no_grad():
             for name, value in self.named(theta).items():
                 self.chosen[name].copy_(value)
         with torch.enable_grad():
             found = RowGradients(self.model, *given, chunk=1024)
-        lengths = squared_norms(found).clamp(min=0).sqrt()  # (b,) float64
-        dots = torch.zeros_like(lengths)
-        if vector is not None:
-            dots = dots_with(self.named(vector), found)
+        none = torch.zeros(found.rows, dtype=torch.float64)
+        lengths = squared_norms(found).clamp(min=0).sqrt() if norms else none  # (b,)
+        dots = none if vector is None else dots_with(self.named(vector), found)  # (b,)
         return torch.stack([dots, lengths], 1)
 
     def products(self, theta: Tensor, vector: Tensor | None, given: Given, descent: Descent, *, norms: bool) -> Tensor:
         """(b, 2) as `ghosts`, by the backend of `descent`; 0 for a row without targets, and lengths that none needs."""
         if descent.backend == "ghost":
-            found = self.ghosts(theta, vector, given)
+            found = self.ghosts(theta, vector, given, norms=norms)
         else:
             options: dict[str, Any] = {"backend": descent.backend, "norms": norms, "epsilon": descent.epsilon}
             found = row_products(self.losses, theta, vector, given, **options).double()
