@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from regimen.core.errors import ConfigError, RegimenError, RunError
 from regimen.core.files import JsonLines, cut_json_lines, write_atomically, write_json
 from regimen.data.pool import Pool
-from regimen.runs import resuming, summary
+from regimen.runs import preempted, resuming, summary
 from regimen.runs.attempt import Attempt
 from regimen.runs.experiment import make_experiment
 from regimen.runs.handover import left
@@ -33,6 +33,7 @@ from regimen.training.callbacks.checkpoint import RunState, SaveCheckpoints, cle
 from regimen.training.callbacks.evaluate import Evaluate
 from regimen.training.callbacks.following import FollowScores
 from regimen.training.callbacks.metrics import MetricFiles, Metrics, peak_memory_mb
+from regimen.training.callbacks.preemption import NoteSignals, StopTogether
 from regimen.training.callbacks.progress import ShowProgress
 from regimen.training.callbacks.steps import GatherSteps
 from regimen.training.callbacks.strategies import (
@@ -117,6 +118,7 @@ class Run:
                 accelerator=wanted["accelerator"],
                 devices=wanted["devices"],
                 num_nodes=wanted["num_nodes"],
+                plugins=preempted.plugins(),
                 strategy=strategy_of(wanted["strategy"], accelerator=wanted["accelerator"]),
                 precision=wanted["precision"],
                 gradient_clip_val=wanted["gradient_clip_val"],
@@ -214,7 +216,9 @@ class Run:
             keep=wanted["keep_checkpoints"],
             at=wanted["save_at"],
         )
+        notes = NoteSignals()
         return [
+            notes,
             GatherSteps(context),
             *strategies,
             self.averaging,
@@ -222,6 +226,7 @@ class Run:
             self.evaluate,
             Metrics(context, self.files),
             ShowProgress(context, title, mode=wanted["progress"], every=wanted["log_every"]),
+            StopTogether(context, notes),
             RunState(context),
             save,
         ]
@@ -236,7 +241,7 @@ class Run:
         try:
             with resuming.in_format(self.attempt.checkpoint, self.settings, self.trainer, self.module) as path:
                 self.trainer.fit(self.module, self.context.loader, ckpt_path=path, weights_only=True)
-            outcome = None
+            outcome = preempted.outcome(self.context.stopped_by)
         except RegimenError as error:
             outcome = ("failed", error.what)
             raise
@@ -249,6 +254,8 @@ class Run:
         finally:
             if outcome is not None:
                 self._close(*outcome)
+        if self.context.stopped_by is not None:
+            preempted.leave(self.context.stopped_by, step=self.context.loader.stream.step, rank=self.rank)
         self.rows.end()
         if self.rank == 0:
             self.summary |= summary.ending(self.context, self.evaluate.latest, peak_memory_mb=peak_memory_mb())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,7 @@ class RunContext:
     references: finished models that weighters compare with, by the folder of their run.
     target: the target set, whose domains are the subtasks. lr: learning rate of the next step.
     scored: what the last decision ordered or paced rows by.
+    stopped_by: the signal that ended training before its last step, agreed by all ranks.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class RunContext:
     references: dict[str, Reference] = field(default_factory=dict)
     target: PoolIndex | None = None
     lr: float = 0.0
+    stopped_by: signal.Signals | None = None
     scored: Scored | None = None
 
     @property
