@@ -13,9 +13,9 @@ _HELD_SECONDS = 600.0  # longer than clusters let a job live after SIGTERM
 
 
 class Preempted(SystemExit):
-    """Ends this process, the rest of its multirun included. The status is that of the signal; 0 on ranks above 0.
+    """Ends this process, the rest of its multirun included. The status is that of the signal; 0 on children of rank 0.
 
-    A child of rank 0 that ended with another status would be taken for a failure, and have rank 0 killed.
+    A child that ended with another status would be taken for a failure, and have rank 0 killed.
     """
 
 
@@ -31,7 +31,8 @@ def leave(by: signal.Signals, *, step: int, rank: int) -> NoReturn:
     submitit = _submitit_handler()
     for each in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)  # what had to be saved is
-    status = Preempted(128 + by if rank == 0 else 0)
+    tells = rank == 0 or "TORCHELASTIC_RUN_ID" in os.environ  # torchrun on another node knows its own ranks only
+    status = Preempted(128 + by if tells else 0)
     if not on_slurm():
         raise status
     if by != signal.SIGTERM and rank == 0:
