@@ -33,10 +33,6 @@ class RunError(RegimenError):
     """A run that had to stop: a loss that is not a number, a disk that is full."""
 
 
-class Stopped(SystemExit):
-    """A run that was saved and stopped because a signal asked for it. The process ends with the code of the signal."""
-
-
 def closest(word: str, known: Iterable[str]) -> str:
     """`", did you mean X?"` for the known word nearest to `word`, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1)

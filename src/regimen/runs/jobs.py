@@ -13,11 +13,12 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from regimen.core.errors import ConfigError, RegimenError, Stopped, closest
+from regimen.core.errors import ConfigError, RegimenError, closest
 from regimen.core.settings import LAYOUT, conf_dir, is_under
 from regimen.runs import validate
 from regimen.runs.compose import plain
 from regimen.runs.identity import run_folder, run_name, sweep_name
+from regimen.runs.preempted import Preempted
 from regimen.runs.ranks import global_rank
 
 _SWEEP = "REGIMEN_SWEEP"
@@ -80,7 +81,7 @@ def run(command: str, config: DictConfig) -> None:
 
             try:
                 train(settings, folder, sweep=sweep)
-            except Stopped:
+            except Preempted:
                 raise
             except SystemExit:  # how Lightning ends a training that Ctrl-C stopped
                 raise KeyboardInterrupt from None

@@ -15,7 +15,7 @@ import torch
 from regimen.core.errors import ConfigError, RegimenError, RunError
 from regimen.core.files import JsonLines, cut_json_lines, write_atomically, write_json
 from regimen.data.pool import Pool
-from regimen.runs import resuming, summary
+from regimen.runs import preempted, resuming, summary
 from regimen.runs.attempt import Attempt
 from regimen.runs.experiment import make_experiment
 from regimen.runs.failures import lost_process, out_of_memory
@@ -23,7 +23,6 @@ from regimen.runs.handover import left
 from regimen.runs.measurements import Measurements
 from regimen.runs.optimizers import make_optimizer
 from regimen.runs.references import RunModels, load_model, reference_folders, refuse_unreadable
-from regimen.runs.requeue import leave
 from regimen.runs.row_measurements import ModelIdentity, RowMeasurements
 from regimen.runs.staging import Done, resolved, stage_costs
 from regimen.runs.store import Store
@@ -35,7 +34,7 @@ from regimen.training.callbacks.checkpoint import RunState, SaveCheckpoints, cle
 from regimen.training.callbacks.evaluate import Evaluate
 from regimen.training.callbacks.following import FollowScores
 from regimen.training.callbacks.metrics import MetricFiles, Metrics, peak_memory_mb
-from regimen.training.callbacks.preemption import StopOnSignal, outer_handlers
+from regimen.training.callbacks.preemption import NoteSignals, StopTogether
 from regimen.training.callbacks.progress import ShowProgress
 from regimen.training.callbacks.steps import GatherSteps
 from regimen.training.callbacks.strategies import (
@@ -187,7 +186,9 @@ class Run:
             keep=wanted["keep_checkpoints"],
             at=wanted["save_at"],
         )
+        notes = NoteSignals()
         return [
+            notes,
             GatherSteps(context),
             *strategies,
             self.averaging,
@@ -195,8 +196,8 @@ class Run:
             self.evaluate,
             Metrics(context, self.files),
             ShowProgress(context, title, mode=wanted["progress"], every=wanted["log_every"]),
+            StopTogether(context, notes),
             RunState(context),
-            StopOnSignal(context),
             save,
         ]
 
@@ -207,11 +208,10 @@ class Run:
         if self.rank == 0:
             self._open_folder()
         outcome: tuple[str, str] | None = ("failed", "stopped by an error that the log of the run shows")
-        outer = outer_handlers()
         try:
             with resuming.in_format(self.attempt.checkpoint, self.settings, self.trainer, self.module) as path:
                 self.trainer.fit(self.module, self.context.loader, ckpt_path=path, weights_only=True)
-            outcome = None
+            outcome = preempted.outcome(self.context.stopped_by)
         except RegimenError as error:
             outcome = ("failed", error.what)
             raise
@@ -230,12 +230,8 @@ class Run:
         finally:
             if outcome is not None:
                 self._close(*outcome)
-        if self.context.stopped_by:
-            reason = (
-                f"stopped by {self.context.stopped_by.name} after step {self.context.loader.stream.step}, and saved"
-            )
-            self._close("preempted", reason)
-            leave(self.folder, self.context.stopped_by, outer, rank=self.rank, reason=reason)
+        if self.context.stopped_by is not None:
+            preempted.leave(self.context.stopped_by, step=self.context.loader.stream.step, rank=self.rank)
         self.rows.end()
         if self.rank == 0:
             self.summary |= summary.ending(self.context, self.evaluate.latest, peak_memory_mb=peak_memory_mb())

@@ -18,6 +18,7 @@ from regimen.runs.attempt import Attempt, await_decision, await_end, decide, lau
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name
 from regimen.runs.locks import held
+from regimen.runs.preempted import Preempted
 from regimen.runs.ranks import global_rank
 from regimen.runs.resuming import refuse_unreadable
 from regimen.runs.run import Run
@@ -97,7 +98,11 @@ def join(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
         done = follow(folder, token, join)
         if settings["only_stages"]:
             return
-    _attempt(settings, folder, attempt, make_pool(settings, progress=False), sweep, done)
+    try:
+        _attempt(settings, folder, attempt, make_pool(settings, progress=False), sweep, done)
+    except Preempted:
+        await_end(folder)
+        raise
     await_end(folder)
 
 

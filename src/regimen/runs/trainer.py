@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from regimen.core.errors import ConfigError
+from regimen.runs import preempted
 from regimen.training.sharding import strategy_of
 
 
@@ -33,7 +33,7 @@ def make_trainer(wanted: Mapping[str, Any], folder: Path, steps: int, loggers: l
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            plugins=_on_slurm(),
+            plugins=preempted.plugins(),
             inference_mode=False,  # `regimen score` differentiates
             num_sanity_val_steps=0,
             log_every_n_steps=10**9,
@@ -45,8 +45,3 @@ def make_trainer(wanted: Mapping[str, Any], folder: Path, steps: int, loggers: l
             f"{str(error).splitlines()[0]}",
             do="choose another preset, e.g. trainer=cpu, or other trainer.* values",
         ) from error
-
-
-def _on_slurm() -> list[SLURMEnvironment] | None:
-    """Ranks as SLURM has started them; requeueing is ours, after a save."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None

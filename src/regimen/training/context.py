@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import Signals
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -63,7 +63,8 @@ class RunContext:
     board: made when training starts, since measuring needs the trainer.
     references: finished models that weighters compare with, by the folder of their run.
     target: the target set, whose domains are the subtasks. lr: learning rate of the next step.
-    scored: what the last decision ordered or paced rows by. stopped_by: the signal at which all ranks stop.
+    scored: what the last decision ordered or paced rows by.
+    stopped_by: the signal that ended training before its last step, agreed by all ranks.
     """
 
     folder: Path
@@ -78,8 +79,8 @@ class RunContext:
     references: dict[str, Reference] = field(default_factory=dict)
     target: PoolIndex | None = None
     lr: float = 0.0
+    stopped_by: signal.Signals | None = None
     scored: Scored | None = None
-    stopped_by: Signals | None = None
 
     @property
     def index(self) -> PoolIndex:

@@ -39,7 +39,7 @@ def step_of(path: Path) -> int:
 
 
 class SaveCheckpoints(Checkpoint):
-    """Saves every `every_steps` steps, every `every_minutes` minutes, and at the end; keeps the last `keep`.
+    """Saves every `every_steps` steps, every `every_minutes` minutes, and where training ends; keeps the last `keep`.
 
     at: fractions of the run where it saves too, and what is saved there is kept.
     Lightning puts it last, so it sees the state that all other callbacks left for this step.
@@ -77,9 +77,11 @@ class SaveCheckpoints(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _due(self, trainer: pl.Trainer, step: int) -> bool:
-        if self.context.stopped_by or step == self.context.total_steps or step in self.kept:
+        if step == self.context.total_steps or step in self.kept:
             return True
         if self.every_steps and step % self.every_steps == 0:
+            return True
+        if self.context.stopped_by is not None:
             return True
         if not self.every_minutes:
             return False

@@ -1,66 +1,69 @@
-"""Stops a run at the end of a step when a signal asks for it: every rank at the same one, after a save.
+"""A signal to make room: every rank stops after the same step, with one checkpoint, and the run goes on exactly there.
 
-SIGTERM, SIGUSR1 and SIGUSR2 are what schedulers send before they take a machine away. A signal that comes while rows
-are measured is heeded at the end of the step; measurements are kept in the store.
+A signal reaches the ranks at different moments, or one of them alone; what they do about it is agreed at step ends.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from regimen.training.context import RunContext, gathered
+from regimen.training.context import RunContext
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+"""What clusters send before a time limit (the first two, as asked for) and when a job must go (the last)."""
 
 
-class StopOnSignal(pl.Callback):
-    """Notes signals from the first step on, has all ranks agree on them, and ends the fit. Before the saving callback.
+class NoteSignals(pl.Callback):
+    """Notes that a signal came, from the first measurement on. Stands first, since measuring begins with training.
 
-    Once they have agreed, `context.stopped_by` is the signal, the same on every rank.
+    Lightning's own handler of SIGTERM talks to the other ranks at once, which may be in another collective call: it is
+    replaced. A handler that somebody has set for the others (submitit requeues the job) stands until the first batch,
+    because before it there is nothing to save. Lightning puts all handlers back when training ends.
     """
 
-    def __init__(self, context: RunContext) -> None:
-        self.context = context
-        self._told = 0
-        self._before: dict[signal.Signals, Any] = {}
+    def __init__(self) -> None:
+        self.noted = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning has set its own by now, which would end the step at hand or requeue without a save."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = {which: signal.signal(which, self._note) for which in SIGNALS}
+        unhandled = [s for s in SIGNALS if signal.getsignal(s) == signal.SIG_DFL]
+        self._note({signal.SIGTERM, *unhandled})
 
-    def _note(self, which: int, frame: FrameType | None) -> None:
-        self._told = self._told or which
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._note(set(SIGNALS))
+
+    def _note(self, signals: set[signal.Signals]) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            for each in signals:
+                signal.signal(each, self._came)
+
+    def _came(self, number: int, frame: Any) -> None:
+        self.noted = number
+
+
+class StopTogether(pl.Callback):
+    """Ends training after the step at whose end any rank has noted a signal. Stands before what saves.
+
+    `context.stopped_by` tells which signal, on every rank: where they noted several, the largest number. The last step
+    is left alone: a run that is done is not preempted.
+    """
+
+    def __init__(self, context: RunContext, notes: NoteSignals) -> None:
+        self.context, self.notes = context, notes
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = self.context.step
-        if step is None or step.number == self.context.total_steps:  # a run at its end is finished, not stopped
+        if step is None or step.number == self.context.total_steps:
             return
-        told = int(gathered(trainer, torch.tensor([self._told], dtype=torch.int64)).max())
-        if told:
-            self.context.stopped_by = signal.Signals(told)
+        noted = torch.tensor(self.notes.noted, device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            noted = trainer.strategy.reduce(noted, reduce_op="max")
+        if int(noted):
+            self.context.stopped_by = signal.Signals(int(noted))
             trainer.should_stop = True
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._give_back()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._give_back()
-
-    def _give_back(self) -> None:
-        for which, handler in self._before.items():
-            signal.signal(which, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
-
-
-def outer_handlers() -> dict[signal.Signals, Any]:
-    """The handlers that whoever started the run has set, e.g. submitit's, which has the job requeued."""
-    return {which: handler for which in SIGNALS if callable(handler := signal.getsignal(which))}
