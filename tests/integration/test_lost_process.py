@@ -1,4 +1,4 @@
-"""A process of a run that is killed: the others end with the reason, and the same command goes on from the last save."""
+"""A process of a run that is killed: the others end with the reason, and the last save is kept."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import torch
 
 from regimen.core.errors import ConfigError, RegimenError, RunError
 from regimen.core.files import JsonLines, cut_json_lines, write_atomically, write_json
+from regimen.core.stream import Stream
 from regimen.data.pool import Pool
 from regimen.runs import preempted, resuming, summary
 from regimen.runs.attempt import Attempt
@@ -79,18 +80,7 @@ class Run:
         self.trainer = make_trainer(
             trainer_settings, folder, self.experiment.steps, make_trackers(settings, folder, sweep=sweep)
         )
-        accumulation = self._accumulation()
-        self.trainer.accumulate_grad_batches = accumulation
-        loader = PlannedLoader(
-            pool.train,
-            stream,
-            rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
-            accumulation=accumulation,
-            document_mask=settings["dataset"]["document_mask"],
-            plans=folder / "plans",
-            group_by_length=trainer_settings["group_by_length"],
-        )
+        loader = self._loader(pool, stream)
         record = JsonLines(folder / "record.jsonl")
         clock = CostClock()
         clock.add("stages", **staged)
@@ -112,6 +102,20 @@ class Run:
         self.summary = summary.beginning(settings, pool, self.experiment.strategies, self.experiment.model)
         if done:
             self.summary["stages"] = [{**asdict(d), "cost": d.cost()} for d in done]
+
+    def _loader(self, pool: Pool, stream: Stream) -> PlannedLoader:
+        """The training rows; how many micro-batches a step has is known from here on."""
+        self.trainer.accumulate_grad_batches = accumulation = self._accumulation()
+        return PlannedLoader(
+            pool.train,
+            stream,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            accumulation=accumulation,
+            document_mask=self.settings["dataset"]["document_mask"],
+            plans=self.folder / "plans",
+            group_by_length=self.settings["trainer"]["group_by_length"],
+        )
 
     def _accumulation(self) -> int:
         """Micro-batches per step and rank."""
