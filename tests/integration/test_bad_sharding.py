@@ -29,6 +29,18 @@ REFUSED = {
         ["trainer=fsdp", CPU, "trainer.devices=3"],
         ["global_batch_size=8", "ranks 3", "a multiple of 6", "global_batch_size=12"],
     ),
+    "averages of weights in parts": (
+        ["trainer=fsdp", CPU, "optimizer.average.kind=mean"],
+        ["optimizer.average.kind=mean", "trainer=ddp", "schedule.kind=wsd"],
+    ),
+    "virtual steps of a model in parts": (
+        ["trainer=fsdp", CPU, "method=dwm", TARGET],
+        ["strategies.dwm", "trainer.strategy=fsdp", "trainer=ddp"],
+    ),
+    "a descent of a model in parts": (
+        ["trainer=deepspeed_zero3", CPU, "method=lqs", TARGET],
+        ["strategies.lqs", "trainer.strategy=deepspeed_zero3", "trainer=ddp"],
+    ),
     "gradients row by row of a model in parts": (
         ["trainer=fsdp", CPU, *LOOP],
         ["strategies.less_online", "backend=loop", "trainer.strategy=fsdp", "deepspeed_zero2", "backend=hooks"],

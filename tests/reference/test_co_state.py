@@ -221,6 +221,16 @@ def test_memory_changes_nothing(steps: int) -> None:
         assert a.time == b.time and torch.equal(a.theta, b.theta) and torch.equal(a.co_state, b.co_state)
 
 
+@pytest.mark.parametrize(("memory", "most"), [("all", 25), ("sqrt", 45)])
+def test_how_often_steps_are_taken(memory: str, most: int) -> None:
+    """V5: once where every step's parameters are kept, at most twice otherwise; without curvature, which asks too."""
+    of, asked = lm(), []
+    counted = Problem(lambda t: asked.append(t) or of.problem.step(t), of.problem.aim)
+    visits = list(backwards(counted, of.theta, replace(LM, steps=25, hessian="none", memory=memory)))
+    # The Hessian's part of a step is asked for and not used.
+    assert len(visits) == 26 and set(asked) == set(range(25)) and len(asked) - 25 <= most
+
+
 def test_a_walk_back_goes_on_after_an_interruption() -> None:
     """V6: from any visit, the rest is the same to the bit."""
     of = lm()

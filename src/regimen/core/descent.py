@@ -6,7 +6,7 @@ Letters: n rows, T steps, A of them at which rows are measured.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -49,6 +49,7 @@ class Descent:
     parameters: a regular expression found in the names of those that descend, null for all that are trained.
     """
 
+    whole_parameters: ClassVar[bool] = True  # on every rank
     steps: int = 100
     lr: float = 0.008
     batch_rows: int = 16

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -34,6 +34,7 @@ class Lookahead:
         constant; otherwise P is 1.
     """
 
+    whole_parameters: ClassVar[bool] = True  # on every rank
     lr: float = 0.1
     estimator: Literal["fd", "exact", "jvp", "ghost"] = "fd"
     c: float = 1e-2

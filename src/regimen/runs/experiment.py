@@ -206,8 +206,9 @@ def make_experiment(
     _refuse_uneven_draw(strategies, rows)
     refuse_no_target(strategies, pool)
     for p in strategies:
-        for signal in (*p.strategy.needs(), *p.strategy.needs_of_target()):
-            refuse_unsupported(settings["trainer"]["strategy"], f"strategies.{p.name}", signal)
+        measured = (*p.strategy.needs(), *p.strategy.needs_of_target(), getattr(p.strategy, "by", None))
+        for asked in measured:
+            refuse_unsupported(settings["trainer"]["strategy"], f"strategies.{p.name}", asked)
     if not meta:
         _refuse_missing_gpu(settings["trainer"]["accelerator"])
     with torch.device("meta" if meta else "cpu"):

@@ -30,23 +30,26 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def supports(strategy: str, signal: Any) -> bool:
-    """Whether a signal of the model in training can be measured where `strategy` spreads it."""
-    return strategy not in IN_PARTS or not any(_loops(part) for part in _parts(signal))
+    """Whether what is measured under the model in training can be where `strategy` spreads it."""
+    models = getattr(signal, "models", None)
+    if strategy not in IN_PARTS or (models is not None and None not in models()):  # finished models are whole
+        return True
+    return not any(_needs_whole(part) for part in _parts(signal))
 
 
 def refuse_unsupported(strategy: str, owner: str, signal: Any) -> None:
     """Raises ConfigError where `supports` says no. owner: the setting that asks for the signal."""
     if not supports(strategy, signal):
         raise ConfigError(
-            f"{owner} differentiates whole parameters row by row, and each rank holds a part of them alone",
-            got=f"a sketch with backend=loop, trainer.strategy={strategy}",
+            f"{owner} differentiates whole parameters, and each rank holds a part of them alone",
+            got=f"a sketch with backend=loop, a virtual step or a descent, trainer.strategy={strategy}",
             allowed=f"backend=hooks, or one of auto, ddp, {', '.join(s for s in SHARDED if s not in IN_PARTS)}",
-            do="set the sketch's backend=hooks, or type trainer=ddp",
+            do="set a sketch's backend=hooks, or type trainer=ddp",
         )
 
 
-def _loops(part: Any) -> bool:
-    return getattr(part, "backend", None) == "loop"
+def _needs_whole(part: Any) -> bool:
+    return getattr(part, "backend", None) == "loop" or getattr(part, "whole_parameters", False)
 
 
 def _parts(value: Any) -> Iterator[Any]:

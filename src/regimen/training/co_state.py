@@ -100,7 +100,7 @@ def backwards(problem: Problem, theta: Tensor, descent: Descent, *, since: Visit
     parameter vectors are held and every step is taken twice; with `all`, T + 1 are and it is taken once.
     Raises ConfigError where the descent leaves the finite numbers.
     """
-    size = descent.steps if descent.memory == "all" else max(isqrt(descent.steps), 1)
+    size = descent.steps + 1 if descent.memory == "all" else max(isqrt(descent.steps), 1)
     last = descent.steps if since is None else since.time - 1
     if last < 0:
         return
