@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from regimen.runs.identity import run_name, score_hash, signal_identity
 from regimen.runs.locks import held
 from regimen.runs.ranks import global_rank
 from regimen.runs.run import Run
+from regimen.runs.score_shards import Shard, leave_nothing, read_parts, refuse_what_needs_all_rows, shard_of
 from regimen.runs.staging import Staging, follow
 from regimen.runs.strategies import instantiate, make_strategies
 from regimen.runs.train import join, lead, next_token, quiet_libraries, remove_if_empty
@@ -40,10 +42,11 @@ UNITS = ("row", "document")
 def score(settings: Mapping[str, Any]) -> Path:
     """Score every training row, or document, of the pool. Returns the folder with scores.parquet and manifest.json.
 
+    With `shard.count` above 1, one part of the rows: whoever finds all the parts there makes them the whole.
     Raises ConfigError where there is neither a selector nor a signal to score by.
     """
     quiet_libraries()
-    wanted = settings["score"]
+    wanted, shard = settings["score"], shard_of(settings)
     if wanted["unit"] not in UNITS:
         raise ConfigError("unknown unit of scores", got=f"score.unit={wanted['unit']}", allowed=", ".join(UNITS))
     signal = _signal(wanted["by"])
@@ -56,20 +59,41 @@ def score(settings: Mapping[str, Any]) -> Path:
         )
     if signal is not None:
         refuse_unsupported(settings["trainer"]["strategy"], "score.by", signal)
-    folder = place(settings)
+    refuse_what_needs_all_rows(shard, signal)
+    whole = place(settings)
+    folder = whole if shard.count == 1 else shard.folder(whole)
     if global_rank() > 0:
         _score(settings, folder, signal)
-        return folder
+        return whole
+    if (whole / MANIFEST).is_file():
+        print(f"scored before: {whole / FILE}", file=sys.stderr)
+        return whole
     with held(folder):
-        if (folder / MANIFEST).is_file():
-            print(f"scored before: {folder / FILE}", file=sys.stderr)
-        else:
+        if not (folder / MANIFEST).is_file():
             try:
                 _score(settings, folder, signal)
             except BaseException:
                 remove_if_empty(folder)
+                leave_nothing(folder, whole)
                 raise
-    return folder
+    if shard.count > 1:
+        _merge(settings, whole, shard)
+    return whole
+
+
+def _merge(settings: Mapping[str, Any], whole: Path, shard: Shard) -> None:
+    """Make the whole of its parts, if they are all there. The last parts to finish may do so at once, so they queue."""
+    with filelock.FileLock(whole / ".lock"):
+        if (whole / MANIFEST).is_file():
+            return
+        parts = read_parts(shard.all_folders(whole), FILE, MANIFEST)
+        if parts is None:
+            print(f"shard {shard.index} of {shard.count} is scored; the scores are whole when all are")
+            return
+        scores, told = parts
+        ranks = _ranks(scores, torch.empty(0, dtype=torch.int64))
+        pool = make_pool(settings, progress=False)
+        _write(whole, _table(told["unit"], pool, scores, ranks, None), {**told, "shards": shard.count})
 
 
 def place(settings: Mapping[str, Any]) -> Path:
@@ -112,7 +136,13 @@ def _score(settings: Mapping[str, Any], folder: Path, signal: Signal | None) -> 
     run.trainer.callbacks[:] = [scoring]
     run.trainer.predict(run.module, dataloaders=[0], return_predictions=False)  # moves the model, starts the ranks
     if run.trainer.is_global_zero:
-        _write(folder, settings, pool, run, scoring)
+        unit, rows = settings["score"]["unit"], pool.train.index.rows
+        if partial := shard_of(settings).count > 1:
+            table = _part(scoring)
+        else:
+            table = _table(unit, pool, scoring.scores, scoring.ranks, scoring.kept)
+        told = _told(settings, pool, run, scoring) | ({"pool_rows": rows} if partial else {})
+        _write(folder, table, told, announced=not partial)
     else:
         await_file(folder / MANIFEST)
 
@@ -123,12 +153,14 @@ class _Scoring(pl.Callback):
     def __init__(self, run: Run, signal: Signal | None) -> None:
         self.run, self.signal = run, signal
         self.scores = self.ranks = torch.empty(0)
+        self.ids = torch.empty(0, dtype=torch.int64)
         self.kept: Tensor | None = None
         self.told: Any = None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         context = self.run.context
-        ids = torch.arange(context.index.rows)
+        ids = shard_of(self.run.experiment.settings).ids(context.index.rows)
+        self.ids = ids
         if self.signal is not None:
             assert context.board is not None
             self.scores = _column(self.signal, context.board.values(self.signal, ids, step=0))
@@ -142,7 +174,8 @@ class _Scoring(pl.Callback):
             self.scores = placed.strategy.row_scores(callback.state, seen)
             self.told = signal_identity(placed.strategy)
             self.kept = torch.isin(ids, first)
-        self.ranks = _ranks(self.scores, first)
+        if len(ids) == context.index.rows:
+            self.ranks = _ranks(self.scores, first)
 
 
 def _decided(selector: Selector, state: Any, seen: Observation) -> Tensor:
@@ -171,51 +204,65 @@ def _ranks(scores: Tensor, first: Tensor) -> Tensor:
     return ranks
 
 
-def _write(folder: Path, settings: Mapping[str, Any], pool: Pool, run: Run, scoring: _Scoring) -> None:
+def _table(unit: str, pool: Pool, scores: Tensor, ranks: Tensor, kept: Tensor | None) -> Any:
+    """The columns of all rows, or of the documents that they hold."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    unit = settings["score"]["unit"]
     if unit == "document":
-        table = _of_documents(pool, scoring)
-    else:
-        columns: dict[str, Any] = {
-            "id": torch.arange(len(scoring.scores)).numpy(),
-            "unit": ["row"] * len(scoring.scores),
-            "domain": [pool.domains[k] for k in pool.train.index.domain_of(torch.arange(len(scoring.scores))).tolist()],
-            "score": scoring.scores.numpy(),
-            "rank": scoring.ranks.numpy(),
-        }
-        if scoring.kept is not None:
-            columns["kept"] = scoring.kept.numpy()
-        table = pa.table(columns)
-    with disk_errors(folder):
-        temporary = folder / f".{FILE}.tmp"
-        pq.write_table(table, temporary)
-        temporary.replace(folder / FILE)
-    cost = run.context.clock.charges["measuring"]
-    manifest = {
-        "unit": unit,
-        "rows": table.num_rows,
+        return _of_documents(pool, scores)
+    ids = torch.arange(len(scores))
+    columns: dict[str, Any] = {
+        "id": ids.numpy(),
+        "unit": ["row"] * len(scores),
+        "domain": [pool.domains[k] for k in pool.train.index.domain_of(ids).tolist()],
+        "score": scores.numpy(),
+        "rank": ranks.numpy(),
+    }
+    if kept is not None:
+        columns["kept"] = kept.numpy()
+    return pa.table(columns)
+
+
+def _part(scoring: _Scoring) -> Any:
+    """Scores of a part of the rows, by id; ranks need all of them."""
+    import pyarrow as pa
+
+    return pa.table({"id": scoring.ids.numpy(), "score": scoring.scores.numpy()})
+
+
+def _told(settings: Mapping[str, Any], pool: Pool, run: Run, scoring: _Scoring) -> dict[str, Any]:
+    """What the manifest says of how the scores were made."""
+    return {
+        "unit": settings["score"]["unit"],
         "by": scoring.told,
         "pool": pool.fingerprint,
         "tokenizer": pool.tokenizer_fingerprint,
         "model": run.rows.identity(0),
         "seed": settings["seed"],
-        "measuring": vars(cost),
+        "measuring": vars(run.context.clock.charges["measuring"]),
         "stages": vars(run.context.clock.charges["stages"]),
         "version": __version__,
     }
-    write_json(folder / MANIFEST, manifest)  # last: it says that the scores are whole
-    print(folder / FILE)
 
 
-def _of_documents(pool: Pool, scoring: _Scoring) -> Any:
+def _write(folder: Path, table: Any, told: Mapping[str, Any], *, announced: bool = True) -> None:
+    import pyarrow.parquet as pq
+
+    with disk_errors(folder):
+        temporary = folder / f".{FILE}.tmp"
+        pq.write_table(table, temporary)
+        temporary.replace(folder / FILE)
+    write_json(folder / MANIFEST, {**told, "rows": table.num_rows})  # last: it says that the scores are whole
+    if announced:
+        print(folder / FILE)
+
+
+def _of_documents(pool: Pool, row_scores: Tensor) -> Any:
     """A document's score is the mean of its rows' scores, weighted by its tokens in each; NaN rows do not count."""
     import pyarrow as pa
 
-    spans = pool.train.documents(torch.arange(len(scoring.scores)))
-    scores = scoring.scores[spans.row]  # (S,)
+    spans = pool.train.documents(torch.arange(len(row_scores)))
+    scores = row_scores[spans.row]  # (S,)
     weight = spans.length.double() * ~scores.isnan()  # (S,)
     count = len(pool.documents)
     sums = torch.zeros(2, count, dtype=torch.float64)
