@@ -234,6 +234,7 @@ def _told(settings: Mapping[str, Any], pool: Pool, run: Run, scoring: _Scoring) 
     """What the manifest says of how the scores were made."""
     return {
         "unit": settings["score"]["unit"],
+        "settings": score_hash(settings),
         "by": scoring.told,
         "pool": pool.fingerprint,
         "tokenizer": pool.tokenizer_fingerprint,

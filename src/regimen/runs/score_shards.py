@@ -17,7 +17,7 @@ from torch import Tensor
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
 
-_SAME = ("unit", "by", "pool", "tokenizer", "model", "seed", "pool_rows", "version")  # of all parts of a whole
+_SAME = ("unit", "by", "pool", "tokenizer", "model", "seed", "settings", "pool_rows", "version")  # of all parts
 
 
 @dataclass(frozen=True)
