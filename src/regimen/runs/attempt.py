@@ -18,10 +18,12 @@ from typing import Any, Literal
 from regimen import __version__
 from regimen.core.errors import ConfigError, RunError
 from regimen.core.files import write_json
+from regimen.runs.ranks import global_rank
 from regimen.training.callbacks.checkpoint import checkpoints
 
 Action = Literal["begin", "resume", "skip", "refuse"]
 _TOKEN = "REGIMEN_ATTEMPT"
+_token = uuid.uuid4().hex  # of this process
 _WAIT_SECONDS = 3600.0  # rank 0 may have to prepare the data first
 _PARTING_SECONDS = 60.0  # rank 0 has but a summary to write
 
@@ -42,7 +44,9 @@ def launch_token(job: int) -> str:
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         base = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
     else:
-        base = os.environ.setdefault(_TOKEN, uuid.uuid4().hex)  # child processes inherit it
+        if global_rank() == 0 and os.environ.get(_TOKEN) != _token:
+            os.environ[_TOKEN] = _token  # for the ranks that it starts; what it has inherited is of another launch
+        base = os.environ[_TOKEN]
     return f"{base}.{job}"
 
 
