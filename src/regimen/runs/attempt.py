@@ -46,7 +46,7 @@ def launch_token(job: int) -> str:
     else:
         if global_rank() == 0 and os.environ.get(_TOKEN) != _token:
             os.environ[_TOKEN] = _token  # for the ranks that it starts; what it has inherited is of another launch
-        base = os.environ[_TOKEN]
+        base = os.environ.setdefault(_TOKEN, _token)
     return f"{base}.{job}"
 
 
