@@ -199,7 +199,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary 
 @needs_browser
 def test_a_browser_shows_it_without_errors(page, tmp_path):
     done = browse(tmp_path, page.as_uri(), "--dump-dom", "--window-size=1280,900")
-    assert done.stdout.count("<figure>") == 8 and done.stdout.count("<table>") >= 7
+    assert done.stdout.count("<figure>") == 9 and done.stdout.count("<table>") >= 7
     assert "CONSOLE" not in done.stderr, done.stderr
 
 
