@@ -107,7 +107,7 @@ def completed(regimen: CommandLine, monkeypatch: pytest.MonkeyPatch, line: str) 
     [
         ("regimen tr", ["train"]),
         ("regimen ", ["train", "prepare", "check", "score", "report", "export", "fit", "store"]),
-        ("regimen train method=fo", ["method=folding"]),
+        ("regimen train method=fo", ["method=focal", "method=folding"]),
         ("regimen check model=qwen2_5_0", ["model=qwen2_5_0_5b"]),
         ("regimen train seed=1 budget.st", ["budget.steps="]),
         ("regimen report ru", ["runs="]),
@@ -172,7 +172,7 @@ def test_a_new_method_is_one_python_file_and_one_yaml(corpus: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "outputs").iterdir()
     assert run.name.startswith("backwards-nano-jsonl-seed0-") and str(run.relative_to(tmp_path)) in done.stderr
-    (decision,) = (row for row in lines(run / "record.jsonl") if row["strategy"] == "backwards")
+    (decision,) = (row for row in lines(run / "record.jsonl") if row["kind"] == "orderer")
     assert decision["groups"]["all"]["rows"] == 64
 
 
