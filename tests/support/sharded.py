@@ -76,7 +76,7 @@ def of_steps(folder: Path, name: str) -> list:
 
 
 def decisions(folder: Path) -> list[tuple]:
-    return [(r["step"], r["kind"], r["digest"]) for r in lines(folder / "record.jsonl") if r["kind"] != "weighter"]
+    return [(r["step"], r["kind"], r["digest"]) for r in lines(folder / "record.jsonl") if "digest" in r]
 
 
 def assert_same_run(folder: Path, one: Path) -> None:
