@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from regimen.evaluation.statistics import mean_interval, paired_interval
+from grids import against, regimen
+
+from regimen.evaluation.statistics import mean_interval
 
 OBJECTIVES: dict[str, tuple[str, ...]] = {"all domains": (), "one": ("code",), "pair": ("medical", "wikipedia")}
 COMMON = [
@@ -67,7 +68,7 @@ def main() -> int:
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     common = [*COMMON, f"dataset.path='{given.corpus}'", f"budget.steps={given.steps}"]
-    _regimen("prepare", *common)
+    regimen("prepare", *common)
     with ThreadPoolExecutor(given.workers) as workers:
         codes = list(workers.map(lambda seed: _seed(seed, common, given.steps), range(1, given.seeds + 1)))
     outputs = Path(os.environ.get("REGIMEN_OUTPUTS", "outputs"))
@@ -83,11 +84,11 @@ def _seed(seed: int, common: Sequence[str], steps: int) -> int:
     """All runs of a seed, one after the other: the store then never makes two of them wait for each other."""
     code = 0
     for method, settings in ANY.items():
-        code |= _regimen("train", f"method={method}", f"seed={seed}", "sweep=mixing-any", *common, *settings)
+        code |= regimen("train", f"method={method}", f"seed={seed}", "sweep=mixing-any", *common, *settings)
     for name, domains in OBJECTIVES.items():
         for method in AIMED:
             own = aimed(method, domains, steps)
-            code |= _regimen("train", f"method={method}", f"seed={seed}", f"sweep={_sweep(name)}", *common, *own)
+            code |= regimen("train", f"method={method}", f"seed={seed}", f"sweep={_sweep(name)}", *common, *own)
     return code
 
 
@@ -98,17 +99,12 @@ def _report(outputs: Path) -> None:
             continue
         runs = f"runs={outputs}/mixing-any,{outputs}/{_sweep(name)}"
         metric = f"metric={domains[0] if domains else 'macro'}/bits_per_byte"
-        _regimen("report", runs, metric, "baseline=uniform", f"out={outputs}/report-{_sweep(name)}")
+        regimen("report", runs, metric, "baseline=uniform", f"out={outputs}/report-{_sweep(name)}")
 
 
 def _sweep(objective: str) -> str:
     """The folder of the runs that are aimed at an objective."""
     return f"mixing-{objective.replace(' ', '-')}"
-
-
-def _regimen(*arguments: str) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "regimen", *arguments], env=environment, check=False).returncode
 
 
 def results(outputs: Path, sweep: str) -> dict[str, dict[int, dict[str, Any]]]:
@@ -140,15 +136,14 @@ def table(outputs: Path, seeds: int) -> list[str]:
 
 def _row(method: str, scores: dict[str, list[float]], told: list[dict[str, Any]]) -> str:
     interval = mean_interval(scores[method])
-    against = []
+    cells = []
     for baseline in ("uniform", "natural"):
         if baseline == method or len(scores.get(baseline, [])) != len(scores[method]):
-            against.append("")
+            cells.append("")
             continue
-        pair = paired_interval(scores[method], scores[baseline])
-        against.append(f"{pair.mean:+.4f} ({pair.low:+.4f} to {pair.high:+.4f}){' *' if pair.excludes_zero else ''}")
+        cells.append(against(scores[method], scores[baseline]))
     flops = [sum(one["flops"][key] for one in told) / len(told) for key in ("total", "stages")]
-    cells = [f"{interval.mean:.4f} +- {interval.half_width:.4f}", *against, f"{told[0]['tokens']:,}"]
+    cells = [f"{interval.mean:.4f} +- {interval.half_width:.4f}", *cells, f"{told[0]['tokens']:,}"]
     return f"| {method} | " + " | ".join([*cells, f"{flops[0]:.2e}", f"{flops[1]:.2e}"]) + " |"
 
 

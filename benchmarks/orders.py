@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from regimen.evaluation.statistics import mean_interval, paired_interval
+from grids import against, regimen
+
+from regimen.evaluation.statistics import mean_interval
 
 SCORE = "{_target_: regimen.signals.kneser_ney.NgramPerplexity, max_rows: 4000}"
 ORDERS: dict[str, tuple[str, list[str]]] = {  # a name in the table: its method, and settings
@@ -61,7 +62,7 @@ def main() -> int:
     given = parser.parse_args()
     orders = given.orders.split(",")
     common = [*COMMON, f"dataset.path='{given.corpus}'", f"budget.steps={given.steps}"]
-    _regimen("prepare", *common)
+    regimen("prepare", *common)
     root = Path(os.environ.get("REGIMEN_OUTPUTS", "outputs")) / f"orders-{given.steps}"
     cells = [(s, o, d) for s in range(1, given.seeds + 1) for o in orders for d in SCHEDULES]
     with ThreadPoolExecutor(given.workers) as workers:
@@ -84,12 +85,7 @@ def _train(root: Path, common: Sequence[str], seed: int, order: str, schedule: s
     by = [] if method == "shuffle" else [f"~{name}", f"+{name}={SCORE}"]
     folder = _folder(root, seed, order, schedule)
     told = [f"method={method}", f"seed={seed}", f"run_dir='{folder}'", *by, *own, *SCHEDULES[schedule]]
-    return _regimen("train", *common, *told)
-
-
-def _regimen(*arguments: str) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "regimen", *arguments], env=environment, check=False).returncode
+    return regimen("train", *common, *told)
 
 
 def _score(folder: Path) -> float | None:
@@ -112,11 +108,10 @@ def table(root: Path, orders: Sequence[str], seeds: int) -> list[str]:
 
 
 def _row(order: str, whole: dict[str, list[float]]) -> str:
-    interval, against = mean_interval(whole[order]), ""
+    interval, told = mean_interval(whole[order]), ""
     if order != "shuffle" and "shuffle" in whole:
-        pair = paired_interval(whole[order], whole["shuffle"])
-        against = f"{pair.mean:+.4f} ({pair.low:+.4f} to {pair.high:+.4f}){' *' if pair.excludes_zero else ''}"
-    return f"| {order} | {interval.mean:.4f} +- {interval.half_width:.4f} | {against} |"
+        told = against(whole[order], whole["shuffle"])
+    return f"| {order} | {interval.mean:.4f} +- {interval.half_width:.4f} | {told} |"
 
 
 if __name__ == "__main__":

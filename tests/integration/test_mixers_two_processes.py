@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.contract.test_methods import overrides_of
+from tests.support.ranks import on_two_ranks
 from tests.support.runs import lines, run, write_corpus
 
 METHODS = ("odm", "ado", "aioli", "pike", "skillit", "sheared", "velocitune", "doremi", "doge")
@@ -35,26 +32,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     cells = {method: overrides_of(method, corpus, home) for method in METHODS}
     for method, overrides in cells.items():
         run(corpus, home, *overrides, f"run_dir={one}/{method}", f"paths.store={one}/store")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", SCRIPT, str(corpus), str(home), str(two)]
-    command += ["|".join([method, *overrides]) for method, overrides in cells.items()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "mixers", "GROUP_RANK": "0"}
-    root = Path(__file__).resolve().parents[2]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=root,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=240)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
+    both = ["|".join([method, *overrides]) for method, overrides in cells.items()]
+    on_two_ranks(SCRIPT, [str(corpus), str(home), str(two), *both], name="mixers")
     return one, two
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import pytest
 import torch
 
 from regimen.training.callbacks.checkpoint import checkpoints
+from tests.support.ranks import on_two_ranks
 from tests.support.runs import lines, run
 
 TARGET = "dataset.target={path: null, from: [a], rows_per_subtask: 4, seed: 0}"
@@ -50,26 +47,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, cell in CELLS.items():
         run(corpus, home, *COMMON, *cell, f"run_dir={out['whole']}/{name}", "trainer.micro_batch_size=8")
         run(corpus, home, *COMMON, *cell, f"run_dir={out['parts']}/{name}", "trainer.micro_batch_size=2")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", SCRIPT, str(corpus), str(home), str(out["two"])]
-    command += ["|".join([name, *COMMON, *cell]) for name, cell in CELLS.items()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "weights", "GROUP_RANK": "0"}
-    root = Path(__file__).resolve().parents[2]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=root,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=240)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
+    cells = ["|".join([name, *COMMON, *cell]) for name, cell in CELLS.items()]
+    on_two_ranks(SCRIPT, [str(corpus), str(home), str(out["two"]), *cells], name="weights")
     return out
 
 

@@ -10,8 +10,11 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from regimen.core.checks import check_counts, check_one_of, check_positive
 from regimen.core.errors import ConfigError
+from regimen.core.lookahead import PASSES
 
+_ESTIMATOR = {"jvp": "jvp", "finite_difference": "fd"}  # by backend: the same inner products, as they are called there
 _CHOICES = {
     "hessian": ("exact", "finite_difference", "none"),
     "backend": ("ghost", "jvp", "finite_difference", "vmap", "loop"),
@@ -64,22 +67,9 @@ class Descent:
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"unknown {name} of a descent", got=f"{name}={getattr(self, name)}", allowed=", ".join(allowed)
-                )
-        for name in ("steps", "batch_rows", "annotate_every"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} of a descent is a number of things",
-                    got=f"{name}={getattr(self, name)}",
-                    allowed="1, 2, ...",
-                )
-        for name in ("lr", "epsilon"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    f"{name} of a descent is a length", got=f"{name}={getattr(self, name)}", allowed="above 0"
-                )
+            check_one_of(f"{name} of a descent", getattr(self, name), allowed)
+        check_counts(self, "steps", "batch_rows", "annotate_every")
+        check_positive(self, "lr", "epsilon")
         if not 0 <= self.start < self.steps:
             raise ConfigError(
                 "no row is measured before the descent ends",
@@ -103,6 +93,6 @@ class Descent:
 
     def row_passes(self, *, dots: bool, norms: bool) -> float:
         """Forward passes over a row that measuring it costs at one time; a backward pass counts as two."""
-        if self.backend in ("jvp", "finite_difference"):
-            return 2.0 * dots + 3.0 * norms
+        if self.backend in ("jvp", "finite_difference"):  # lengths by a backward pass
+            return PASSES[_ESTIMATOR[self.backend]] * dots + 3.0 * norms
         return 3.0 * (dots or norms)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from regimen.core.checks import check_one_of
 from regimen.core.errors import ConfigError
 from regimen.core.lookahead import PASSES, Lookahead, Looked
 from regimen.core.observation import WeighedBatch
@@ -37,9 +38,7 @@ class LearnedWeighter(Weighter):
     def __post_init__(self) -> None:
         if self.by.lr == 0:
             raise ConfigError("weights are learnt from a virtual step", got="by.lr=0", allowed="above 0, e.g. 0.1")
-        if self.reduction not in ("token_mean", "sample_mean"):
-            got = f"reduction={self.reduction}"
-            raise ConfigError("unknown reduction", got=got, allowed="token_mean, sample_mean")
+        check_one_of("reduction", self.reduction, ("token_mean", "sample_mean"))
         if self.target_rows is not None and self.target_rows < 1:
             raise ConfigError("target_rows counts rows", got=self.target_rows, allowed="1 or more, or null for all")
         if not 0 <= self.held_out < 1:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from regimen.core.checks import check_one_of, check_positive
 from regimen.core.errors import ConfigError
 
 # By estimator, what its products cost in forward passes over a row.
@@ -42,12 +43,10 @@ class Lookahead:
     adam: bool = False
 
     def __post_init__(self) -> None:
-        if self.estimator not in ESTIMATORS:
-            raise ConfigError("unknown estimator", got=f"estimator={self.estimator}", allowed=", ".join(ESTIMATORS))
+        check_one_of("estimator", self.estimator, ESTIMATORS)
         if not 0 <= self.lr < math.inf:
             raise ConfigError("lr is the size of a virtual step", got=f"lr={self.lr}", allowed="0 (no step) or more")
-        if not 0 < self.c < math.inf:
-            raise ConfigError("c is the length of a difference", got=f"c={self.c}", allowed="above 0, e.g. 0.01")
+        check_positive(self, "c")
 
 
 class Looked(NamedTuple):

@@ -17,11 +17,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from regimen.core.checks import check_one_of
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Mixer, Observation
-from regimen.mixing.common import LOSS, check_one_of, domain_losses
+from regimen.mixing.common import LOSS, domain_losses
 from regimen.mixing.loss_curve import fit_power_laws, odd_window, savitzky_golay, smoother
 
 _FEWEST = 5  # points that three parameters are fitted to

@@ -47,12 +47,6 @@ def exponential_shares(exponents: Tensor, index: PoolIndex) -> Tensor:
     return shares
 
 
-def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Refuse a setting that is none of the allowed words (ConfigError)."""
-    if value not in allowed:
-        raise ConfigError(f"unknown value of {name}", got=value, allowed=", ".join(allowed))
-
-
 def finite(value: object) -> float:
     """The number that a user gave; NaN where it is none or not finite."""
     try:

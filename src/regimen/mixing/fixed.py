@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regimen.core.checks import check_one_of
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.strategy import Empty, Mixer, Observation
-from regimen.mixing.common import by_domain, check_one_of, finite
+from regimen.mixing.common import by_domain, finite
 
 TOLERANCE = 1e-3  # of the sum: what three-digit tables are off by
 

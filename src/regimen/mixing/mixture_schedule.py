@@ -13,10 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from regimen.core.checks import check_one_of
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.strategy import Empty, Mixer, Observation
-from regimen.mixing.common import INITIAL, check_one_of, finite, initial_shares
+from regimen.mixing.common import INITIAL, finite, initial_shares
 from regimen.mixing.fixed import checked_weights, named_shares
 
 OWNER = "strategies.mixture_schedule"

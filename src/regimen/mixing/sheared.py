@@ -17,13 +17,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from regimen.core.checks import check_one_of
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Mixer, Observation
 from regimen.mixing.common import (
     INITIAL,
-    check_one_of,
     exponential_shares,
     for_every_domain,
     initial_shares,

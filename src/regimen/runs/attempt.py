@@ -44,7 +44,7 @@ def launch_token(job: int) -> str:
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         base = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
     else:
-        if global_rank() == 0 and os.environ.get(_TOKEN) != _token:
+        if global_rank() == 0:
             os.environ[_TOKEN] = _token  # for the ranks that it starts; what it has inherited is of another launch
         base = os.environ.setdefault(_TOKEN, _token)
     return f"{base}.{job}"

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from regimen.core.errors import ConfigError
 from regimen.training.parameters import spread
 
+_PLAIN = ("eager", "sdpa")  # kernels that have, or fall back to one that has, second derivatives and a forward mode
+
 
 class _Seen(Exception):
     """The layer has been run; the rest of the pass is not needed."""
@@ -57,6 +59,21 @@ def attention_weights(model: nn.Module, tokens: Tensor, *, layer: int) -> Tensor
             do="type model.attn_implementation=eager, or sdpa; or choose a method that reads no attention",
         )
     return found[0]
+
+
+def refuse_fused(model: nn.Module, got: str, *, do: str) -> None:
+    """Raises ConfigError where the model's attention has neither a second derivative nor a forward mode.
+
+    got: what needs one. do: how to do without.
+    """
+    kernel = getattr(model.config, "_attn_implementation", None)
+    if kernel is not None and kernel not in _PLAIN:
+        raise ConfigError(
+            "fused attention has neither a second derivative nor a forward mode",
+            got=f"{got}, model.attn_implementation={kernel}",
+            allowed=f"model.attn_implementation={' or '.join(_PLAIN)}",
+            do=f"{do}, or model.attn_implementation=sdpa",
+        )
 
 
 def depth(model: nn.Module) -> int:

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from regimen.core.descent import AlongDescent, Descent
-from regimen.core.errors import ConfigError
 from regimen.core.seeding import generator
+from regimen.training.attention import refuse_fused
 from regimen.training.co_state import Part, Problem, Visit, backwards, collected
 from regimen.training.cost import BACKWARD, rows_flops
 from regimen.training.cross_entropy import IGNORE
@@ -28,7 +28,6 @@ from regimen.training.row_products import Given, row_products
 from regimen.training.sketching import named_parameters
 from regimen.training.sweep import Sweeper, undisturbed
 
-_PLAIN = ("sdpa", "eager")  # attention that can be differentiated twice and forwards
 _GRADIENT = 1 + BACKWARD  # in forward passes
 _HESSIAN = {"exact": 2 * _GRADIENT, "finite_difference": 2 * _GRADIENT, "none": 0.0}
 
@@ -122,16 +121,10 @@ def drawn(rows: int, descent: Descent) -> Tensor:
 
 
 def refuse_attention(model: nn.Module, descent: Descent) -> None:
-    """Raises ConfigError for a fused attention that has no second derivative or forward mode, where one is needed."""
-    kind = getattr(model.config, "_attn_implementation", "eager")
-    if kind in _PLAIN or (descent.hessian != "exact" and descent.backend not in ("jvp", "vmap")):
-        return
-    raise ConfigError(
-        "this attention cannot be differentiated twice or in forward mode",
-        got=f"model.attn_implementation={kind}, hessian={descent.hessian}, backend={descent.backend}",
-        allowed="model.attn_implementation=sdpa, eager",
-        do="type model.attn_implementation=sdpa, or set the descent's hessian=finite_difference and backend=ghost",
-    )
+    """Raises ConfigError for a fused attention, where a second derivative or a forward mode is needed."""
+    if descent.hessian == "exact" or descent.backend in ("jvp", "vmap"):
+        got = f"hessian={descent.hessian}, backend={descent.backend}"
+        refuse_fused(model, got, do="set the descent's hessian=finite_difference and backend=ghost")
 
 
 def _given(batch: Batch) -> Given:

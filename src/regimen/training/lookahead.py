@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimen.core.errors import ConfigError
 from regimen.core.lookahead import PASSES, Lookahead, Looked
+from regimen.training.attention import refuse_fused
 from regimen.training.context import gathered
 from regimen.training.cost import BACKWARD, rows_flops
 from regimen.training.cross_entropy import IGNORE
@@ -37,7 +38,6 @@ from regimen.training.sweep import Sweeper, undisturbed
 
 Shares = Callable[[Tensor], Tensor]
 """From the mean token losses (n,) float64 of all rows to their coefficients (n,) in the virtual step."""
-_PLAIN = ("eager", "sdpa")
 
 
 class VirtualStep:
@@ -53,7 +53,9 @@ class VirtualStep:
         self.rows, self.targets, self.ask = rows, targets, ask
         self.model = rows.module.model
         self.chosen = named_parameters(self.model, ask.parameters)
-        refuse_kernel(self.model, ask)
+        if ask.estimator in ("exact", "jvp"):
+            got = f"estimator={ask.estimator}"
+            refuse_fused(self.model, got, do="set the estimator to fd, which needs forward passes alone")
         refuse_coarse(self.chosen)
         self.scale = _scale(self.chosen, moments) if ask.adam else None
 
@@ -189,18 +191,6 @@ class VirtualStep:
             if self.ask.estimator in ("exact", "jvp"):
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
-
-
-def refuse_kernel(model: nn.Module, ask: Lookahead) -> None:
-    """Raises ConfigError where `exact` or `jvp` would meet an attention kernel that cannot be differentiated twice."""
-    kernel = getattr(model.config, "_attn_implementation", None)
-    if ask.estimator in ("exact", "jvp") and kernel is not None and kernel not in _PLAIN:
-        raise ConfigError(
-            "fused attention has neither a second derivative nor a forward mode",
-            got=f"estimator={ask.estimator}, model.attn_implementation={kernel}",
-            allowed=f"model.attn_implementation={' or '.join(_PLAIN)}",
-            do="set the estimator to fd, which needs forward passes alone, or model.attn_implementation=sdpa",
-        )
 
 
 def refuse_coarse(chosen: Mapping[str, nn.Parameter]) -> None:

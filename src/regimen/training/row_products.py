@@ -6,13 +6,13 @@ Letters: P numbers of all parameters, b rows.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from regimen.training.inner_products import Values, by_difference, by_forward_mode
 
 Given = Sequence[Any]  # tensors (b, ...) of rows, or None
 Losses = Callable[[Tensor, Given], Tensor]  # theta (P,), rows -> losses (b,), of each row alone
@@ -30,33 +30,18 @@ def row_products(
         make = _by_vmap if backend == "vmap" else _by_loop
         return make(losses, theta, vector, given)
     lengths = _by_loop(losses, theta, None, given)[:, 1] if norms else None
-    if vector is None:
-        dots = None
-    elif backend == "jvp":
-        dots = _forward_mode(losses, theta, vector, given)
-    else:
-        dots = _difference(losses, theta, vector, given, epsilon)
+    dots = None if vector is None else _along(losses, theta, vector, given, backend=backend, epsilon=epsilon)
     some = dots if dots is not None else lengths
     assert some is not None, "nothing to measure"
     return torch.stack([torch.zeros_like(some) if x is None else x for x in (dots, lengths)], 1)
 
 
-def _forward_mode(losses: Losses, theta: Tensor, vector: Tensor, given: Given) -> Tensor:
-    with torch.no_grad(), warnings.catch_warnings():
-        # PyTorch compiles some of its own forward rules when they are first needed, and warns of how it does.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-        with forward_ad.dual_level():
-            out = losses(forward_ad.make_dual(theta.detach(), vector), given)
-            tangent = forward_ad.unpack_dual(out).tangent
-            return torch.zeros_like(out) if tangent is None else tangent.clone()
+def _along(losses: Losses, theta: Tensor, vector: Tensor, given: Given, *, backend: str, epsilon: float) -> Tensor:
+    def of(at: Values) -> Tensor:
+        return losses(at["theta"], given)
 
-
-def _difference(losses: Losses, theta: Tensor, vector: Tensor, given: Given, epsilon: float) -> Tensor:
-    length = vector.norm()
-    shift = epsilon * vector / length.clamp(min=torch.finfo(vector.dtype).tiny)
-    with torch.no_grad():
-        dots: Tensor = (losses(theta + shift, given) - losses(theta - shift, given)) * (length / (2 * epsilon))
-        return dots
+    at, along = {"theta": theta.detach()}, {"theta": vector}
+    return by_forward_mode(of, at, along) if backend == "jvp" else by_difference(of, at, along, c=epsilon)
 
 
 def _by_loop(losses: Losses, theta: Tensor, vector: Tensor | None, given: Given) -> Tensor:

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from regimen.core.checks import check_counts, check_one_of, check_positive
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.learning import LearnedWeighter
@@ -88,20 +89,11 @@ class Dwm(LearnedWeighter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.input not in INPUTS:
-            raise ConfigError(
-                "unknown input of the weighting model", got=f"input={self.input}", allowed=", ".join(INPUTS)
-            )
-        sizes = ("stages", "rows", "width", "layers", "heads", "length", "buckets")
-        for name in sizes:
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(f"{name} is a size", got=f"{name}={getattr(self, name)}", allowed="1, 2, ...")
+        check_one_of("input, which the weighting model reads", self.input, INPUTS)
+        check_counts(self, "stages", "rows", "width", "layers", "heads", "length", "buckets")
         if self.width % self.heads:
             raise ConfigError("width does not divide by heads", got=f"width={self.width}, heads={self.heads}")
-        positive = {"tau": self.tau, "meta_steps": self.meta_steps, "clip": 1.0 if self.clip is None else self.clip}
-        for name, value in positive.items():
-            if not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be positive", got=f"{name}={value}", allowed="above 0")
+        check_positive(self, "tau", "meta_steps", *([] if self.clip is None else ["clip"]))
         if not (0 <= self.floor <= 1 and 0 <= self.meta_lr < math.inf and 0 <= self.entropy < math.inf):
             got = f"floor={self.floor}, meta_lr={self.meta_lr}, entropy={self.entropy}"
             raise ConfigError("out of range", got=got, allowed="floor from 0 to 1, the others 0 or more")
