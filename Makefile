@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 WORKERS := -n logical --maxprocesses 8 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all test-slurm lint bench docs wheel clean
+.PHONY: demo test test-all test-processes test-slurm lint bench docs wheel clean
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
 
@@ -20,6 +20,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not slurm"
+
+test-processes: $(STAMP)
+	$(BIN)/python -m pytest $(WORKERS) -m "processes and not slow"
 
 test-slurm: $(STAMP)
 	$(BIN)/python -m pytest -m slurm tests/slurm

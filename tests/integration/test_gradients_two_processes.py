@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.runs import SMALL, lines, write_corpus
 
+pytestmark = pytest.mark.processes
+
 TWO = ("trainer=ddp", "trainer.accelerator=cpu")
 SHORT = ("budget.steps=4", "evaluation.at=[1]", "+model.config.attention_dropout=0.2", "trainer.log_every=1")
 BOTH = (

@@ -10,6 +10,8 @@ import pytest
 from tests.integration.test_signals_two_processes import TWO, regimen
 from tests.support.runs import lines, write_corpus
 
+pytestmark = pytest.mark.processes
+
 TARGET = "dataset.target={path: null, from: [sums], rows_per_subtask: 5, seed: 0}"
 METHODS = {
     "dwm": [

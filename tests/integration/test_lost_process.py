@@ -7,8 +7,12 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from regimen.training.callbacks.checkpoint import checkpoints, step_of
 from tests.integration.test_preemption import TWO, await_step, end, other_rank, start
+
+pytestmark = pytest.mark.processes
 
 
 def test_a_killed_rank_ends_the_run_with_the_reason(corpus: Path, home: Path, tmp_path: Path) -> None:

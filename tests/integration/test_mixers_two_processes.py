@@ -11,6 +11,8 @@ from tests.contract.test_methods import overrides_of
 from tests.support.ranks import on_two_ranks
 from tests.support.runs import lines, run, write_corpus
 
+pytestmark = pytest.mark.processes
+
 METHODS = ("odm", "ado", "aioli", "pike", "skillit", "sheared", "velocitune", "doremi", "doge")
 SCRIPT = """
 import sys

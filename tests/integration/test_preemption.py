@@ -17,6 +17,8 @@ from tests.contract.test_methods import assert_equal_weights
 from tests.support.cli import environment
 from tests.support.runs import SMALL, lines, story
 
+pytestmark = pytest.mark.processes
+
 STEPS = 60
 METHOD = (
     *("method=[loss_selection,odm,loss_weighting]", "strategies.loss_selection.when.steps=25"),

@@ -21,6 +21,8 @@ from tests.support.sharded import (
     of_steps,
 )
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_rows_decisions_and_losses_are_those_of_one_process(strategy: str, one: Path, two: Path) -> None:

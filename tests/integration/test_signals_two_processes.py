@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.runs import SMALL, lines, write_corpus
 
+pytestmark = pytest.mark.processes
+
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.micro_batch_size=2")
 SFT = (
     *("dataset=sft_files", "objective=sft", "dataset.seq_len=256", "dataset.domain_field=task", "dataset.overlap.n=0"),

@@ -14,6 +14,8 @@ import torch
 from regimen.training.callbacks.checkpoint import checkpoints
 from tests.support.runs import SMALL, lines
 
+pytestmark = pytest.mark.processes
+
 METHOD = (
     *("method=[loss_selection,odm,sorted,loss_weighting]", "strategies.loss_selection.when.steps=3"),
     *("strategies.loss_selection.count=32", "strategies.odm.draw_groups=4", "trainer.micro_batch_size=2"),

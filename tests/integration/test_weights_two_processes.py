@@ -13,6 +13,8 @@ from regimen.training.callbacks.checkpoint import checkpoints
 from tests.support.ranks import on_two_ranks
 from tests.support.runs import lines, run
 
+pytestmark = pytest.mark.processes
+
 TARGET = "dataset.target={path: null, from: [a], rows_per_subtask: 4, seed: 0}"
 CELLS = {
     "adapt": ("method=adapt", "strategies.adapt.every=2", "strategies.adapt.tau=0.05", TARGET),
