@@ -24,7 +24,7 @@ from regimen.mixing.laws.olmix import Olmix
 from regimen.mixing.laws.regmix_lightgbm import RegMixLightGBM
 from regimen.mixing.laws.regmix_linear import RegMixLinear
 from regimen.mixing.laws.table import LawTable
-from regimen.runs.fitting_tables import read_tables
+from regimen.runs.fitting.tables import read_tables
 from regimen.runs.summary import machine
 from regimen.signals.entropy import conditional, joint, shannon, text_vectors, von_neumann
 

@@ -145,7 +145,7 @@ def _complete() -> int:
     if os.environ.get("COMP_LINE", "").endswith(" "):
         words.append("")
     command = words[1] if len(words) > 2 else None
-    from regimen.runs.fit_command import FIT
+    from regimen.runs.fitting.command import FIT
 
     known = {"report": REPORT, "export": EXPORT, "fit": FIT, "store": STORE}
     if "query=bash" in sys.argv and (command is None or command in known):
@@ -223,6 +223,6 @@ def _store(arguments: list[str]) -> int:
 
 
 def _fit(arguments: list[str]) -> int:
-    from regimen.runs import fit_command
+    from regimen.runs.fitting import command
 
-    return fit_command.main(_settings("fit", arguments, fit_command.FIT, also="law."))
+    return command.main(_settings("fit", arguments, command.FIT, also="law."))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from regimen.mixing.laws.constraints import Constraints
 from regimen.mixing.laws.table import LawTable
-from regimen.runs.fitting_tables import read_tables
+from regimen.runs.fitting.tables import read_tables
 from tests.support.shared import shared
 
 # Token shares of RegMix's 17 domains, in sorted order (arXiv 2407.01492, the token prior of its code).

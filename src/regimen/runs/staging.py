@@ -174,7 +174,7 @@ class Staging:
 def fit(name: str, spec: Mapping[str, Any], runs: list[Path], folder: Path) -> None:
     """Fit the law of stage `name` to finished runs and leave fit.json in `folder`."""
     from regimen.mixing.laws.propose import Constraints
-    from regimen.runs.fitting import fit_runs
+    from regimen.runs.fitting.fit import fit_runs
 
     given = spec.get("constraints") or {}
     known = [field.name for field in fields(Constraints)]

@@ -19,10 +19,10 @@ from regimen.mixing.laws.mixmin import MixMin
 from regimen.mixing.laws.nested import at_size
 from regimen.mixing.laws.regmix_linear import RegMixLinear
 from regimen.mixing.laws.table import LawTable, target_weights
-from regimen.runs import fit_command
-from regimen.runs.fitting import fit_runs, fit_table, quality, read_fit
-from regimen.runs.fitting_sources import skill_graph_of_runs
-from regimen.runs.fitting_tables import read_tables, run_folders, short_names, table_of_runs
+from regimen.runs.fitting import command
+from regimen.runs.fitting.fit import fit_runs, fit_table, quality, read_fit
+from regimen.runs.fitting.sources import skill_graph_of_runs
+from regimen.runs.fitting.tables import read_tables, run_folders, short_names, table_of_runs
 from tests.reference.laws import mixtures_of
 from tests.support.shared import shared
 
@@ -208,13 +208,13 @@ def test_mixmin_from_runs(tmp_path, names):
 
 def test_mixmin_by_the_command(tmp_path, capsys):
     write_sources(tmp_path / "sweep")
-    fit_command.main({"law": "mixmin", "runs": str(tmp_path / "sweep"), "run_dir": str(tmp_path / "fit")})
+    command.main({"law": "mixmin", "runs": str(tmp_path / "sweep"), "run_dir": str(tmp_path / "fit")})
     assert "20 rows that were held out" in capsys.readouterr().out
     assert read_fit(tmp_path / "fit")["law"] == "mixmin"
 
 
 def test_the_command_on_runs(sweep, tmp_path, capsys):
-    fit_command.main({"law": "bimix", "runs": str(sweep), "unit": "bits_per_byte", "run_dir": str(tmp_path / "fit")})
+    command.main({"law": "bimix", "runs": str(sweep), "unit": "bits_per_byte", "run_dir": str(tmp_path / "fit")})
     assert "leave one mixture out" in capsys.readouterr().out
     assert read_fit(tmp_path / "fit")["unit"] == "bits_per_byte"
 
@@ -248,7 +248,7 @@ def test_skill_graph_of_runs(tmp_path):
 def test_command_on_tables(tables, capsys):
     natural = "{train_the_code: 2, prose: 5, sums: 3}"
     settings = {**tables, "law": "bimix", "target": "mean", "natural": natural, "min_share": "0.05"}
-    assert fit_command.main(settings) == 0
+    assert command.main(settings) == 0
     content = read_fit(Path(tables["run_dir"]))
     assert content["natural"] == pytest.approx({"code": 0.2, "prose": 0.5, "sums": 0.3})
     assert content["held_out"]["kind"] == "5 folds of mixtures"
@@ -259,7 +259,7 @@ def test_command_on_tables(tables, capsys):
 @pytest.mark.parametrize("law", ["bimix", "regmix_linear", "mixing_laws", "olmix", "regmix_lightgbm"])
 def test_every_law_from_the_command(tables, law):
     more = {"law.min_data_in_leaf": "2", "law.rounds": "20", "draws": "500", "top": "10"} if "gbm" in law else {}
-    fit_command.main({**tables, "law": law, "target": "metric/the_code_val_loss,sums", "max_share": "0.6", **more})
+    command.main({**tables, "law": law, "target": "metric/the_code_val_loss,sums", "max_share": "0.6", **more})
     content = read_fit(Path(tables["run_dir"]))
     assert content["law"] == law and content["target"] == {"code": 0.5, "sums": 0.5}
     assert sum(content["mixture"].values()) == pytest.approx(1)
@@ -271,7 +271,7 @@ def test_test_tables_are_named_like_the_training_tables(tables, tmp_path):
     first = write_csv(tmp_path / "tm.csv", [f"train_the_{d}" for d in DOMAINS], mixtures)
     second = write_csv(tmp_path / "tl.csv", ["metric/the_code_val_loss"], losses_of(mixtures)[:, :1])
     settings = {**tables, "law": "bimix", "target": "code", "test_mixtures": str(first), "test_losses": str(second)}
-    fit_command.main(settings)
+    command.main(settings)
     held = read_fit(Path(tables["run_dir"]))["held_out"]
     assert held["kind"] == "test table" and held["rows"] == 6 and held["mae"] < 1e-6
 
@@ -280,7 +280,7 @@ def test_caps_pools_and_normalising(tables, tmp_path):
     pool = tmp_path / "pool.csv"
     pool.write_text("domain,tokens\ncode,1e6\nprose,9e6\nsums,9e6\n")
     more = {"pool": str(pool), "rho": "2", "tokens": "1e7", "caps": "{prose: 0.45}", "normalise": "true"}
-    fit_command.main({**tables, "law": "bimix", **more})
+    command.main({**tables, "law": "bimix", **more})
     mixture = read_fit(Path(tables["run_dir"]))["mixture"]
     assert mixture["code"] <= 0.2 + 1e-9 and mixture["prose"] <= 0.45 + 1e-9
 
@@ -292,7 +292,7 @@ def test_regmix_tables_by_the_command(tmp_path, capsys):
     }  # fmt: skip
     settings = {key: str(shared(f"regmix/{name}.csv")) for key, name in files.items()}
     settings |= {"law": "regmix_linear", "target": "metric/the_pile_pile_cc_val_loss", "run_dir": str(tmp_path)}
-    fit_command.main(settings)
+    command.main(settings)
     content = read_fit(tmp_path)
     assert content["held_out"]["spearman"] == pytest.approx(0.8766, abs=1e-3)
     assert list(content["mixture"])[:2] == ["arxiv", "dm_mathematics"] and list(content["target"]) == ["pile_cc"]
@@ -354,7 +354,7 @@ def test_quality():
 def test_bad_settings(tables, change, message):
     settings = {**tables, "law": "bimix", **change}
     with pytest.raises(ConfigError, match=message):
-        fit_command.main({key: value for key, value in settings.items() if value is not None})
+        command.main({key: value for key, value in settings.items() if value is not None})
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,8 @@ def test_bad_arrays():
 
 
 def test_the_command_starts_light():
-    code = "import sys, regimen.runs.fit_command; print(*{'torch', 'numpy', 'scipy', 'lightgbm'} & set(sys.modules))"
+    heavy = {"torch", "numpy", "scipy", "lightgbm"}
+    code = f"import sys, regimen.runs.fitting.command; print(*{heavy} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []
 

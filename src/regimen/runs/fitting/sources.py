@@ -17,8 +17,8 @@ from regimen.mixing.laws.constraints import Constraints
 from regimen.mixing.laws.mixmin import MixMin
 from regimen.mixing.laws.skill_graph import SkillGraph, skill_graph
 from regimen.mixing.laws.table import Array, Target, target_weights
-from regimen.runs import fitting_figure
-from regimen.runs.fitting_tables import evaluations, mixture_of, summary_of
+from regimen.runs.fitting.figure import draw
+from regimen.runs.fitting.tables import evaluations, mixture_of, summary_of
 
 HELD_OUT = 0.2  # of the target rows
 ROWS = "validation_rows.npz"
@@ -110,7 +110,7 @@ def fit_sources(
         "seconds": round(time.perf_counter() - began, 3),
     }
     write_json(out / "fit.json", content)
-    fitting_figure.draw(out / "fit.png", [], proposed, shares)
+    draw(out / "fit.png", [], proposed, shares)
     return content
 
 

@@ -21,9 +21,10 @@ from regimen.mixing.laws.mixmin import MixMin
 from regimen.mixing.laws.propose import Simulation, propose
 from regimen.mixing.laws.skill_graph import LearnSkillGraph
 from regimen.mixing.laws.table import Array, LawTable, Target, target_weights
-from regimen.runs import fitting_figure, fitting_tables
-from regimen.runs.fitting_laws import name_of
-from regimen.runs.fitting_sources import fit_graph, fit_sources
+from regimen.runs.fitting.figure import draw
+from regimen.runs.fitting.laws import name_of
+from regimen.runs.fitting.sources import fit_graph, fit_sources
+from regimen.runs.fitting.tables import run_folders, table_of_runs
 
 FORMAT = 1
 FILE = "fit.json"
@@ -56,12 +57,12 @@ def fit_runs(
     Raises:
         ConfigError: runs that do not compare, too few of them, an unknown target, constraints that nothing obeys.
     """
-    folders = fitting_tables.run_folders(runs)
+    folders = run_folders(runs)
     if isinstance(law, MixMin):
         return fit_sources(law, folders, out, target=target, constraints=constraints or Constraints(), seed=seed)
     if isinstance(law, LearnSkillGraph):
         return fit_graph(folders, out, unit=unit)
-    tables = fitting_tables.table_of_runs(folders, unit=unit, sizes=bool(at_size))
+    tables = table_of_runs(folders, unit=unit, sizes=bool(at_size))
     table, told = _extrapolated(law, tables.table, at_step, at_size)
     return fit_table(
         law, table, out, target=target, unit=unit, constraints=constraints, simulation=simulation, seed=seed,
@@ -140,7 +141,7 @@ def _write(out: Path, content: dict[str, Any], seen: Points, outside: Points | N
     if outside is not None:
         points.append((content["held_out"]["kind"], *(part.tolist() for part in outside)))
     write_json(out / FILE, content)
-    fitting_figure.draw(out / "fit.png", points, content["mixture"], content["natural"])
+    draw(out / "fit.png", points, content["mixture"], content["natural"])
 
 
 def _proposal(fitted: Fitted, mixture: Array, constraints: Constraints) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regimen.core.errors import ConfigError, closest
-from regimen.runs.fitting_laws import LAWS, OF_LAW, make_law, number
+from regimen.runs.fitting.laws import LAWS, OF_LAW, make_law, number
 
 FIT = {
     "law": "bimix, regmix_lightgbm, regmix_linear, mixing_laws, olmix or mixmin",
@@ -79,7 +79,8 @@ def _check_sources(settings: Mapping[str, str]) -> None:
 def _fit(law: Any, settings: Mapping[str, str], out: Path) -> dict[str, Any]:
     from regimen.mixing.laws.mixmin import MixMin
     from regimen.mixing.laws.propose import Simulation
-    from regimen.runs import fitting, fitting_tables
+    from regimen.runs.fitting.fit import fit_runs, fit_table
+    from regimen.runs.fitting.tables import read_tables, with_natural
 
     seed = int(number("seed", settings.get("seed", "0"), int))
     simulated = {key: int(number(key, settings[key], int)) for key in ("draws", "top") if key in settings}
@@ -88,25 +89,25 @@ def _fit(law: Any, settings: Mapping[str, str], out: Path) -> dict[str, Any]:
         folders = [Path(part) for part in settings["runs"].split(",")]
         unit = settings.get("unit", "loss")
         common |= {key: number(key, settings[key], float) for key in ("at_step", "at_size") if key in settings}
-        return fitting.fit_runs(law, folders, out, unit=unit, simulation=Simulation(seed=seed, **simulated), **common)
+        return fit_runs(law, folders, out, unit=unit, simulation=Simulation(seed=seed, **simulated), **common)
     if isinstance(law, MixMin):
         raise ConfigError(
             "MixMin is fitted to what models make of each row, which tables of losses do not say",
             got="mixtures=..., losses=...",
             do="regimen fit law=mixmin runs=FOLDER, one run per domain",
         )
-    tables = fitting_tables.read_tables(Path(settings["mixtures"]), Path(settings["losses"]))
+    tables = read_tables(Path(settings["mixtures"]), Path(settings["losses"]))
     natural = shares_by_name(settings.get("natural") or settings.get("pool"), "natural")
-    tables = fitting_tables.with_natural(tables, natural)
+    tables = with_natural(tables, natural)
     table, test = tables.table, None
     if "test_mixtures" in settings:
         paths = Path(settings["test_mixtures"]), Path(settings["test_losses"])
-        test = fitting_tables.read_tables(*paths, like=tables).table
+        test = read_tables(*paths, like=tables).table
     if settings.get("normalise", "false").lower() in ("true", "1", "yes"):
         table, test = table.normalised(), test and test.normalised()
     common["target"] = ",".join(tables.short(name.strip()) for name in common["target"].split(","))
     simulation = Simulation(seed=seed, **simulated)
-    return fitting.fit_table(law, table, out, test=test, simulation=simulation, **common)
+    return fit_table(law, table, out, test=test, simulation=simulation, **common)
 
 
 def _constraints(settings: Mapping[str, str]) -> Any:
