@@ -19,10 +19,11 @@ METHODS = {
         *("strategies.dwm.rows=7", "strategies.dwm.target_rows=3", "strategies.dwm.meta_lr=0.01"),
     ],
     "learning_to_reweight": [],
+    "meta_weight_net": ["strategies.meta_weight_net.meta_lr=0.01", "strategies.meta_weight_net.target_rows=3"],
 }
 
 
-@pytest.mark.parametrize("method", ["dwm", pytest.param("learning_to_reweight", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["dwm", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "dwm")])
 def test_two_processes_are_one(method: str, tmp_path: Path) -> None:
     """Odd numbers of rows, so that one rank has one twice, and accumulation on two ranks."""
     write_corpus(tmp_path / "corpus")

@@ -19,6 +19,7 @@ TARGET = "dataset.target={path: null, from: [a], rows_per_subtask: 4, seed: 0}"
 CELLS = {
     "adapt": ("method=adapt", "strategies.adapt.every=2", "strategies.adapt.tau=0.05", TARGET),
     "focal": ("method=focal", "strategies.focal.norm=sum", "strategies.focal.gamma=5.0"),
+    "joint_update_aware": ("method=joint_update_aware", "strategies.joint_update_aware.every=2", TARGET),
     "rho1": ("method=rho1", "strategies.rho1.ratio=0.5"),
     "group_dro": ("method=group_dro", "strategies.group_dro.step_size=1.0"),
 }
