@@ -30,6 +30,17 @@ def test_check_prints_the_plan_and_its_cost_and_trains_nothing(regimen: CommandL
     assert regimen.runs() == before
 
 
+def test_check_tells_the_memory_of_a_rank(regimen: CommandLine) -> None:
+    """6,400 parameters of 4 bytes and two moments each on one process; spread over 4, and what the CPU keeps."""
+    one = regimen.small("check").out
+    assert "per process\n" in one and "parameters 0.03 MB, gradients 0.03 MB, optimizer 0.05 MB" in one
+    cpu = ("trainer.accelerator=cpu", "trainer.devices=4")
+    four = regimen.small("check", "trainer=fsdp", *cpu).out
+    assert "per process of 4, fsdp" in four and "parameters 0.01 MB" in four and "gathered" in four
+    kept = regimen.small("check", "trainer=deepspeed_zero3_offload", *cpu).out
+    assert "in the memory of the CPU" in kept and "optimizer" not in kept.partition("memory about")[2]
+
+
 def test_budgets_agree(regimen: CommandLine) -> None:
     """One run, four ways to say how long it is; the FLOPs hold measuring too."""
     common = ("check", "budget.steps=null", "method=loss_selection")

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from regimen.training.callbacks.checkpoint import checkpoints, step_of
+from regimen.training.checkpoint_formats import read_weights
 from tests.contract.test_methods import assert_equal_weights
 from tests.support.cli import environment
 from tests.support.runs import SMALL, lines, story
@@ -57,22 +59,36 @@ def other_rank(of: int) -> int:
 
 
 def check(corpus: Path, home: Path, cut: Path, layout: tuple[str, ...], by: signal.Signals, to: str) -> None:
-    whole = home / f"whole-{len(layout)}"
+    whole = home / "-".join(("whole", *layout[:1])).replace("=", "-")
     if not whole.is_dir():
         end(start(corpus, home, whole, *layout))
     process = start(corpus, home, cut, *layout)
-    await_step(10, cut, process)
-    os.kill(process.pid if to == "first" else other_rank(process.pid), by)
-    said = end(process, status=128 + by)
+    try:
+        await_step(10, cut, process)
+        os.kill(process.pid if to == "first" else other_rank(process.pid), by)
+        said = end(process, status=128 + by)
+    finally:
+        process.kill()  # it has ended, unless a check failed
     told = json.loads((cut / "summary.json").read_text())
     (saved,) = checkpoints(cut)
     assert told["status"] == "preempted" and by.name in told["reason"]
     assert 10 <= step_of(saved) == told["steps"] < STEPS
+    assert not list(cut.rglob("*.tmp"))
     assert [row["step"] for row in lines(cut / "metrics.jsonl") if row["split"] == "train"][-1] == told["steps"]
     assert said.count("the same command goes on") == 1 and "Traceback" not in said
     assert f"from step {told['steps']}" in end(start(corpus, home, cut, *layout))
     assert story(cut) == story(whole)
-    assert_equal_weights(checkpoints(cut)[-1], checkpoints(whole)[-1])
+    assert_equal(checkpoints(cut)[-1], checkpoints(whole)[-1])
+
+
+def assert_equal(first: Path, second: Path) -> None:
+    """Bit for bit, in whichever format the strategy saves."""
+    if first.is_file():
+        assert_equal_weights(first, second)
+        return
+    mine, theirs = read_weights(first), read_weights(second)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
 
 
 SLOWER = (signal.SIGUSR1, signal.SIGUSR2)
@@ -90,3 +106,28 @@ def test_two_ranks_stop_at_the_same_step_when_one_is_signalled(
     corpus: Path, home: Path, tmp_path: Path, by: signal.Signals, to: str
 ) -> None:
     check(corpus, home, tmp_path / "cut", TWO, by, to)
+
+
+def sharded(strategy: str, by: signal.Signals, to: str, *, slow: bool = True) -> object:
+    return pytest.param(strategy, by, to, marks=[pytest.mark.slow] if slow else [], id=f"{strategy}-{by.name}-{to}")
+
+
+@pytest.mark.timeout(900)  # three launches of two processes that import DeepSpeed; the machine may be busy
+@pytest.mark.parametrize(
+    ("strategy", "by", "to"),
+    [
+        sharded("fsdp", signal.SIGTERM, "second", slow=False),
+        sharded("fsdp", signal.SIGUSR1, "first"),
+        sharded("fsdp", signal.SIGUSR2, "second"),
+        sharded("deepspeed_zero1", signal.SIGTERM, "second"),
+        sharded("deepspeed_zero2", signal.SIGUSR1, "second"),
+        sharded("deepspeed_zero2", signal.SIGTERM, "first"),
+        sharded("deepspeed_zero3", signal.SIGUSR2, "second", slow=False),
+        sharded("deepspeed_zero3", signal.SIGTERM, "second"),
+        sharded("deepspeed_zero3", signal.SIGUSR1, "first"),
+    ],
+)
+def test_ranks_that_share_a_model_stop_at_the_same_step(
+    corpus: Path, home: Path, tmp_path: Path, strategy: str, by: signal.Signals, to: str
+) -> None:
+    check(corpus, home, tmp_path / "cut", (f"trainer={strategy}", "trainer.accelerator=cpu"), by, to)

@@ -66,7 +66,7 @@ def launch(
 def grid(home: Path, group: str, strategies: tuple[str, ...], *overrides: str, **more: Any) -> str:
     """Train under each strategy; returns what was put on the screen."""
     started = launch(home, group, strategies, *overrides, **more)
-    done = subprocess.run(**started, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(**started, capture_output=True, text=True, timeout=850)  # the test's own limit is less
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

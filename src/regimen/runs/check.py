@@ -15,10 +15,11 @@ from regimen.core.strategy import Mixer
 from regimen.data.pool import Pool
 from regimen.runs import stages
 from regimen.runs.compose import compose_plain
-from regimen.runs.estimate import gigabytes, hours, memory_bytes
+from regimen.runs.estimate import activation_bytes, gigabytes, hours, state
 from regimen.runs.experiment import Experiment, make_experiment, make_pool, prepare_pool
 from regimen.runs.handover import references, rehearsed, resolve
 from regimen.runs.identity import run_name
+from regimen.runs.memory import processes
 from regimen.runs.optimizers import make_optimizer
 from regimen.runs.staging import rehearse
 from regimen.training.module import Objective
@@ -159,4 +160,16 @@ def _add_cost(tree: Tree, experiment: Experiment) -> None:
     if experiment.stage_flops:
         cost.add(f"stages {experiment.stage_flops:.3e} of these ({experiment.stage_flops / flops:.1%})")
     cost.add(f"time about {hours(experiment, flops)}")
-    cost.add(f"memory about {gigabytes(memory_bytes(experiment))} per process, unsharded")
+    _add_memory(cost, experiment)
+
+
+def _add_memory(tree: Tree, experiment: Experiment) -> None:
+    """Of one process, by kind; and what it keeps in the memory of the CPU under an offloading strategy."""
+    held, activations, trainer = state(experiment), activation_bytes(experiment), experiment.settings["trainer"]
+    spread = f" of {processes(trainer)}, {trainer['strategy']}" if processes(trainer) > 1 else ""
+    node = tree.add(f"memory about {gigabytes(held.device + activations)} per process{spread}")
+    kinds = {**held._asdict(), "activations": activations}
+    kept = kinds.pop("host")
+    node.add(", ".join(f"{kind} {gigabytes(size)}" for kind, size in kinds.items() if size))
+    if kept:
+        node.add(f"and {gigabytes(kept)} in the memory of the CPU")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from regimen.runs.experiment import Experiment
+from regimen.runs.memory import Memory, moments, processes, state_memory
+from regimen.runs.optimizers import make_optimizer
 
 # Dense bfloat16 peak in FLOP/s, from the makers' data sheets.
 _PEAK: Mapping[str, float] = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
@@ -34,33 +36,43 @@ def flops_per_second() -> float:
 def hours(experiment: Experiment, flops: float) -> str:
     """Time for `flops` model FLOPs on this machine's devices, in words."""
     trainer: Mapping[str, Any] = experiment.settings["trainer"]
-    devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
-    gpus = devices * trainer["num_nodes"] if torch.cuda.is_available() else 1
+    gpus = processes(trainer) if torch.cuda.is_available() else 1
     seconds = flops / (flops_per_second() * gpus)
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def memory_bytes(experiment: Experiment) -> float:
-    """Weights, gradients and two optimizer moments of what is trained, in float32, and one micro-batch's activations.
+def state(experiment: Experiment) -> Memory:
+    """What a process holds whatever the batch: weights, gradients, moments, as `trainer.strategy` spreads them."""
+    trainer = experiment.settings["trainer"]
+    return state_memory(
+        experiment.model,
+        strategy=trainer["strategy"],
+        world=processes(trainer),
+        precision=str(trainer["precision"]),
+        moments=moments(make_optimizer(experiment.settings["optimizer"], experiment.steps)),
+        on_cpu=trainer["accelerator"] == "cpu",
+    )
 
-    Activations: 34 bytes per token, layer and unit of width at 16 bits (arXiv 2205.05198, section 4.1, without the
-    attention matrix), twice that at 32; and the logits with their gradient.
+
+def activation_bytes(experiment: Experiment) -> float:
+    """Of one micro-batch of a process.
+
+    34 bytes per token, layer and unit of width at 16 bits (arXiv 2205.05198, section 4.1, without the attention
+    matrix), twice that at 32; and the logits with their gradient.
     """
     config: Any = experiment.model.config
     trainer = experiment.settings["trainer"]
-    parameters = sum(p.numel() for p in experiment.model.parameters())
-    trained = sum(p.numel() for p in experiment.model.parameters() if p.requires_grad)
-    rows = trainer["micro_batch_size"] or experiment.batch_rows
+    rows = trainer["micro_batch_size"] or max(experiment.batch_rows // processes(trainer), 1)
     wide = 1 if "16" in str(trainer["precision"]) else 2
     tokens = rows * experiment.pool.seq_len
     layers = 1 if experiment.settings["model"]["gradient_checkpointing"] else config.num_hidden_layers
-    activations = 34 * wide * tokens * layers * config.hidden_size
-    logits = 2 * 2 * wide * tokens * config.vocab_size
-    return 4.0 * parameters + 12.0 * trained + activations + logits
+    return 34.0 * wide * tokens * layers * config.hidden_size + 2 * 2 * wide * tokens * config.vocab_size
 
 
 def gigabytes(size: float) -> str:
     """A size in words."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e6:.2f} MB"
