@@ -5,8 +5,11 @@ Letters: N rows of the pool, K domains, n rows asked for.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,11 +65,16 @@ class PoolIndex:
 
     def domain_tokens(self) -> Tensor:
         """(K,) float64 target tokens per domain."""
+        return self._domain_tokens.clone()
+
+    @cached_property
+    def _domain_tokens(self) -> Tensor:
+        """Counted once: a mixture asks for them with every batch. Whole numbers, so that no rounding depends on how."""
         if isinstance(self.target_tokens, int):
             return self.sizes.double() * self.target_tokens
-        per_row = self.target_tokens.double()
-        owner = torch.repeat_interleave(torch.arange(len(self.domains)), self.sizes)
-        return torch.zeros(len(self.domains), dtype=torch.float64).index_add_(0, owner, per_row)
+        per_row, ends = self.target_tokens.numpy(), self.offsets.tolist()  # NumPy widens as it adds, with no copy
+        sums = [int(per_row[a:b].sum(dtype=np.int64)) for a, b in itertools.pairwise(ends)]
+        return torch.tensor(sums, dtype=torch.float64)
 
     def natural(self) -> Tensor:
         """(K,) float64 share of the pool's target tokens that each domain holds."""

@@ -17,8 +17,29 @@ def shuffle_windows(ids: Tensor, window: int, generator: torch.Generator) -> Ten
 
 def stable_rank(values: Tensor, *, ties: Tensor) -> Tensor:
     """Ranks (n,) int64 of `values` (n,), 0 for the lowest; equal values are ranked by `ties` (n,), their ids."""
+    if ascending(ties):
+        return inverse(values.argsort(stable=True))
     by_tie = ties.argsort()
-    order = by_tie[values[by_tie].argsort(stable=True)]
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    return rank
+    return inverse(by_tie[values[by_tie].argsort(stable=True)])
+
+
+def ascending(ids: Tensor) -> bool:
+    """Whether ids (n,) are sorted and distinct, as those of a group are: then there is nothing to sort by id."""
+    return bool((ids[1:] > ids[:-1]).all())
+
+
+def inverse(order: Tensor) -> Tensor:
+    """The inverse (n,) int64 of a permutation (n,) of 0 to n-1: the place of each number."""
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    return place
+
+
+def is_permutation(keys: Tensor) -> bool:
+    """Whether keys (n,) are the numbers 0 to n-1 in some order."""
+    n = len(keys)
+    if keys.dtype != torch.int64 or not n or int(keys.min()) < 0 or int(keys.max()) >= n:
+        return False
+    seen = torch.zeros(n, dtype=torch.bool)
+    seen[keys] = True
+    return bool(seen.all())

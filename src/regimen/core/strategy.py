@@ -16,7 +16,7 @@ from regimen.core.index import PoolIndex
 from regimen.core.observation import Observation as Observation
 from regimen.core.observation import WeighedBatch as WeighedBatch
 from regimen.core.plan import Draw
-from regimen.core.ranks import shuffle_windows
+from regimen.core.ranks import ascending, inverse, is_permutation, shuffle_windows
 from regimen.core.signal import Signal
 
 Kind = Literal["selector", "mixer", "orderer", "weighter"]
@@ -192,14 +192,17 @@ class Orderer(Strategy):
 
     def checked(self, decision: Tensor, seen: Observation) -> Tensor:
         """Ids (n,) in the order of service; keys of another length or that are not numbers are refused."""
-        if decision.shape != seen.ids.shape or not bool(torch.isfinite(decision.double()).all()):
+        if decision.shape != seen.ids.shape or not bool(torch.isfinite(decision).all()):
             raise ConfigError(
                 f"{type(self).__name__} must give one finite sort key per row",
                 got=f"{tuple(decision.shape)} keys for {len(seen.ids)} rows",
                 do="look at the signal it sorts by: a score that is NaN or missing cannot be ordered",
             )
-        by_id = seen.ids.argsort()
-        ids = seen.ids[by_id][decision[by_id].argsort(stable=True)]
+        ids, keys = seen.ids, decision
+        if not ascending(ids):
+            by_id = ids.argsort()
+            ids, keys = ids[by_id], keys[by_id]
+        ids = ids[inverse(keys) if is_permutation(keys) else keys.argsort(stable=True)]  # positions need no sorting
         return shuffle_windows(ids, self.jitter, seen.generator) if self.jitter > 1 else ids
 
 

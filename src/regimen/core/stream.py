@@ -129,7 +129,7 @@ class Stream:
     def _take(self, lane: Lane, n: int) -> Tensor:
         """Up to n rows of a domain; one that runs dry is left out from then on."""
         if lane.name in self._dry:
-            return lane.ids[:0]
+            return torch.empty(0, dtype=torch.int64)
         rows = self._lanes.take(lane, n)
         if len(rows) < n:
             text = f"every row of {lane.name} was served {self._lanes.cap} times: the other domains fill its share"

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from regimen.core.errors import RunError
 from regimen.core.plan import digest_of
 
 _LARGE = 1024  # elements from which a tensor gets a file of its own
+_digests: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> (version, digest)
 
 
 def externalise(state: Any, folder: Path, *, write: bool = True) -> Any:
@@ -25,7 +27,7 @@ def externalise(state: Any, folder: Path, *, write: bool = True) -> Any:
         return {key: externalise(value, folder, write=write) for key, value in state.items()}
     if not isinstance(state, Tensor) or state.numel() < _LARGE:
         return state
-    digest = digest_of(state)
+    digest = _digest(state)
     path = folder / f"{digest}.pt"
     if write and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +35,14 @@ def externalise(state: Any, folder: Path, *, write: bool = True) -> Any:
         torch.save(state, temporary)
         temporary.replace(path)
     return {"stored": path.name}
+
+
+def _digest(tensor: Tensor) -> str:
+    """Of a tensor that one checkpoint after the other saves: counted anew only after a change in place."""
+    known = _digests.get(tensor)
+    if known is None or known[0] != tensor._version:
+        known = _digests[tensor] = (tensor._version, digest_of(tensor))
+    return known[1]
 
 
 def internalise(state: Any, folder: Path) -> Any:

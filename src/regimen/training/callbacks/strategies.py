@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
 from regimen.core.plan import digest_of
 from regimen.core.seeding import generator
 from regimen.core.strategy import Kind, Mixer, Observation, Orderer, Selection, Selector, Strategy, wrong_scope
@@ -211,13 +212,16 @@ class MixingCallback(StrategyCallback[Mixer]):
     """Carries a mixer: the share of target tokens of each domain."""
 
     kind = "mixer"
+    _kept: tuple[Tensor, PoolIndex] | None = None  # the rows of a selector, counted once: a mixer may decide every step
 
     def decide(self, trainer: pl.Trainer, step: int) -> dict[str, Any]:
         ids = torch.empty(0, dtype=torch.int64) if self.context.step is None else self.context.step.ids
         seen = self.seen(step, ids)
         keep = self.context.loader.plan.keep
         if keep is not None:
-            seen = dataclasses.replace(seen, index=seen.index.kept(keep))  # keep, then mix
+            if self._kept is None or self._kept[0] is not keep:
+                self._kept = keep, seen.index.kept(keep)
+            seen = dataclasses.replace(seen, index=self._kept[1])  # keep, then mix
         shares: Tensor | None = self._conclude(trainer, step, seen)
         stream = self.context.loader.stream
         domains = self.context.index.domains
