@@ -19,6 +19,7 @@ METHODS = {
         *("strategies.dwm.rows=7", "strategies.dwm.target_rows=3", "strategies.dwm.meta_lr=0.01"),
     ],
     "learning_to_reweight": [],
+    "scalebio": ["strategies.scalebio.score_lr=0.3", "strategies.scalebio.target_rows=3"],
     "meta_weight_net": ["strategies.meta_weight_net.meta_lr=0.01", "strategies.meta_weight_net.target_rows=3"],
 }
 

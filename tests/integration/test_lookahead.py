@@ -175,3 +175,26 @@ def test_what_cannot_be_differentiated_is_refused(meter: RowMeter) -> None:
             meter.lookahead(IDS, TARGETS, Lookahead())
     finally:
         model.float()
+
+
+def test_a_slope_elsewhere_is_autograds(meter: RowMeter) -> None:
+    """Of sum_i c_i l_i + L at other parameters than the model's, which stay as they are."""
+    c = torch.linspace(0.1, 0.8, len(IDS))
+    model = copy.deepcopy(meter.sweeper.module.model).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    at = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = {name: value.clone() for name, value in meter.sweeper.module.state_dict().items()}
+    found = meter.slope(IDS, c, TARGETS, at=at)
+    losses, of_rows = gradient(model, meter, IDS, c)
+    target, of_target = gradient(model, meter.target, TARGETS, torch.full((4,), 0.25))
+    assert torch.allclose(found.losses, losses.double(), atol=1e-5)
+    assert found.target_loss == pytest.approx(float(target.mean()), abs=1e-5)
+    for (name, value), a, b in zip(found.gradient.items(), of_rows, of_target, strict=True):
+        assert torch.allclose(value, a + b, rtol=1e-3, atol=1e-5), name
+        assert torch.equal(found.at[name], at[name])
+    assert all(torch.equal(value, weights[name]) for name, value in meter.sweeper.module.state_dict().items())
+    assert all(p.grad is None for p in meter.sweeper.module.parameters())
+    here = meter.slope(IDS, c, TARGETS)
+    assert all(torch.equal(value, weights[f"model.{name}"]) for name, value in here.at.items())

@@ -42,7 +42,7 @@ def refuse_unsupported(strategy: str, owner: str, signal: Any) -> None:
     if not supports(strategy, signal):
         raise ConfigError(
             f"{owner} differentiates whole parameters, and each rank holds a part of them alone",
-            got=f"a sketch with backend=loop, a virtual step or a descent, trainer.strategy={strategy}",
+            got=f"a sketch with backend=loop, a virtual step, a descent or a second model, trainer.strategy={strategy}",
             allowed=f"backend=hooks, or one of auto, ddp, {', '.join(s for s in SHARDED if s not in IN_PARTS)}",
             do="set a sketch's backend=hooks, or type trainer=ddp",
         )
