@@ -133,6 +133,11 @@ COMPOSED = {
         "method=[topk,odm,sorted,loss_weighting]",
         *("strategies.topk.ratio=0.6", "strategies.odm.draw_groups=4", "trainer.micro_batch_size=4"),
     ],
+    "dwm that moves the model": [
+        *("method=dwm", TARGET, "strategies.dwm.update_lm=true", "strategies.dwm.input=pooled_hidden"),
+        *("strategies.dwm.width=16", "strategies.dwm.rows=8", "strategies.dwm.target_rows=4"),
+        *("strategies.dwm.meta_steps=2", "strategies.dwm.stages=4", "strategies.dwm.meta_lr=0.1"),
+    ],
     "loss_selection+temperature+zigzag": [
         "method=[loss_selection,temperature,zigzag]",
         *("strategies.loss_selection.when.steps=3", "strategies.loss_selection.count=24"),

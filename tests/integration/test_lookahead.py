@@ -120,6 +120,24 @@ def test_second_moments_are_a_fixed_preconditioner(meter: RowMeter) -> None:
         VirtualStep(meter.sweeper, meter.target.sweeper, ask)
 
 
+def test_a_step_that_is_kept_moves_the_model_and_nothing_else(pool: Pool, settings: dict) -> None:
+    meter = meter_of(pool, settings, rows=3)  # in parts
+    model = meter.sweeper.module.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ask = Lookahead(lr=LR, estimator="jvp")
+    told = meter.lookahead(IDS, TARGETS, ask, shares=shares)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    _, step = gradient(model.eval(), meter, IDS, shares(told.losses).float())
+    kept = meter.lookahead(IDS, TARGETS, ask, shares=shares, keep=True)
+    assert torch.equal(kept.products, told.products) and kept.target_loss == told.target_loss
+    for (name, p), g in zip(model.named_parameters(), step, strict=True):
+        assert torch.allclose(p, before[name] - LR * g, atol=1e-6), name
+        assert p.grad is None and p.requires_grad
+    meter.forget()
+    sums, tokens = meter.target.losses(TARGETS)
+    assert float((sums / tokens)[: len(TARGETS)].mean()) == pytest.approx(told.target_loss, abs=1e-5)
+
+
 def counted(meter: RowMeter, ids: Tensor, targets: Tensor, estimator: str) -> tuple[float, float]:
     """Operations of a virtual step by torch's counter, and as charged, in forward and backward passes over `ids`."""
     model = meter.sweeper.module.model.eval()

@@ -50,6 +50,11 @@ class Learner(Weighter):
         """Rows of a lesson, drawn from those that may be served; None takes those of the step that is due."""
         return None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether lessons move the model in training."""
+        return False
+
     def lessons(self, step: int, total_steps: int) -> int:
         """How many lessons come before the step that follows `step` steps."""
         raise NotImplementedError(type(self).__name__)
@@ -113,7 +118,9 @@ class LearnedWeighter(Learner):
         raise NotImplementedError(type(self).__name__)
 
     def lesson(self, state: Any, batch: WeighedBatch, meter: Meter, targets: Tensor) -> Any:
-        looked = meter.lookahead(batch.ids, targets, self.by, shares=lambda losses: self.shares(state, losses, batch))
+        looked = meter.lookahead(
+            batch.ids, targets, self.by, shares=lambda losses: self.shares(state, losses, batch), keep=self.keeps
+        )
         return self.learn(state, batch, looked)
 
     def row_passes(self) -> float:

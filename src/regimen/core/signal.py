@@ -58,11 +58,18 @@ class Meter(Protocol):
         ...
 
     def lookahead(
-        self, ids: Tensor, targets: Tensor, ask: Lookahead, *, shares: Callable[[Tensor], Tensor] | None = None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        ask: Lookahead,
+        *,
+        shares: Callable[[Tensor], Tensor] | None = None,
+        keep: bool = False,
     ) -> Looked:
         """What a virtual step on rows `ids` (n,) tells of them, for the loss of rows `targets` (M,) of the target set.
 
         shares: from the rows' mean losses (n,) to their coefficients (n,) in the step; null makes no step.
+        keep: whether the step is real, so that the model is where it ends; what was measured before is then stale.
         Raises ConfigError where the pool has no target set, or the model cannot be differentiated so.
         """
         ...

@@ -20,7 +20,7 @@ from regimen.data.prepare import prepare
 from regimen.runs.budget import total_steps
 from regimen.runs.models import make_model
 from regimen.runs.strategies import Placed, make_strategies
-from regimen.training.capabilities import refuse_unsupported
+from regimen.training.capabilities import refuse_moving, refuse_unsupported
 from regimen.training.cost import BACKWARD, forward_flops
 
 _COUNTED = 100_000  # steps of a run whose decisions are counted one by one
@@ -209,6 +209,8 @@ def make_experiment(
         measured = (*p.strategy.needs(), *p.strategy.needs_of_target(), getattr(p.strategy, "by", None))
         if isinstance(p.strategy, Learner):
             measured = (*measured, p.strategy)
+            if p.strategy.keeps:
+                refuse_moving(settings["trainer"]["strategy"], f"strategies.{p.name}")
         for asked in measured:
             refuse_unsupported(settings["trainer"]["strategy"], f"strategies.{p.name}", asked)
     if not meta:

@@ -109,6 +109,10 @@ class SignalBoard:
             kept.put(signal, values)
         return values
 
+    def forget(self) -> None:
+        """Drop what was measured: the model has moved within a step."""
+        self.turn_to(-1)
+
     def turn_to(self, step: int) -> None:
         """Drop what was measured before `step`. Whoever asks the meter itself says so first."""
         if step != self._step:

@@ -48,6 +48,17 @@ def refuse_unsupported(strategy: str, owner: str, signal: Any) -> None:
         )
 
 
+def refuse_moving(strategy: str, owner: str) -> None:
+    """Raises ConfigError where the optimizer holds a copy of the parameters that would undo a step made beside it."""
+    if strategy in SHARDED:
+        raise ConfigError(
+            f"{owner} moves the model in steps of its own, and the optimizer's copy of it would undo them",
+            got=f"trainer.strategy={strategy}",
+            allowed="auto, ddp",
+            do="type trainer=ddp, or have lessons leave the model alone: strategies.dwm.update_lm=false",
+        )
+
+
 def _needs_whole(part: Any) -> bool:
     return getattr(part, "backend", None) == "loop" or getattr(part, "whole_parameters", False)
 

@@ -51,8 +51,11 @@ class VirtualStep(Elsewhere):
             refuse_fused(self.model, got, do="set the estimator to fd, which needs forward passes alone")
         self.scale = _scale(self.chosen, moments) if ask.adam else None
 
-    def look(self, ids: Tensor, targets: Tensor, shares: Shares | None) -> Looked:
-        """What a step on rows `ids` (n,) tells of them. shares: null makes no step. targets (M,): target rows."""
+    def look(self, ids: Tensor, targets: Tensor, shares: Shares | None, *, keep: bool = False) -> Looked:
+        """What a step on rows `ids` (n,) tells of them. shares: null makes no step. targets (M,): target rows.
+
+        keep: whether the model is moved to where the step ends; its optimizer and its modes stay as they are.
+        """
         with self._measuring():
             at = {name: p.detach() for name, p in self.chosen.items()}
             losses, ahead = torch.full((len(ids),), torch.nan, dtype=torch.float64), at
@@ -61,6 +64,10 @@ class VirtualStep(Elsewhere):
                 ahead = moved(at, direction, -self.ask.lr)
             along, target_loss = self._target(targets, ahead)
             products = self._spread(ids, partial(self._products, at=at, along=along))
+            if keep:
+                with torch.no_grad():
+                    for name, p in self.chosen.items():
+                        p.copy_(ahead[name])
         self._charge(self.rows, ids, PASSES[self.ask.estimator])
         return Looked(losses, products, target_loss)
 

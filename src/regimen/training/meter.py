@@ -122,11 +122,18 @@ class RowMeter:
         return self._once(sketch, ids, lambda: self._sketches(ids, sketch))
 
     def lookahead(
-        self, ids: Tensor, targets: Tensor, ask: Lookahead, *, shares: Callable[[Tensor], Tensor] | None = None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        ask: Lookahead,
+        *,
+        shares: Callable[[Tensor], Tensor] | None = None,
+        keep: bool = False,
     ) -> Looked:
         """What a virtual step on rows `ids` (n,) tells of them, for the loss of rows `targets` (M,) of the target."""
         moments = self.models.load(self.path).moments() if ask.adam else None
-        return VirtualStep(self.sweeper, self.target.sweeper, ask, moments=moments).look(ids, targets, shares)
+        step = VirtualStep(self.sweeper, self.target.sweeper, ask, moments=moments)
+        return step.look(ids, targets, shares, keep=keep)
 
     def slope(
         self, ids: Tensor, coefficients: Tensor, targets: Tensor, *, at: Mapping[str, Tensor] | None = None

@@ -1,7 +1,8 @@
 """The lessons of a weighter that learns: what it measures and learns before a step of training.
 
 Every rank measures its part of a lesson and learns the same from the whole. What is drawn depends on the run's seed and
-the step alone, so that a run that goes on from a checkpoint repeats the lessons of the step that follows it.
+the step alone, so that a run that goes on from a checkpoint repeats the lessons of the step that follows it, and the
+steps of the model that they make.
 Letters: n rows of a lesson, M rows of the target set, K domains.
 """
 
@@ -70,7 +71,10 @@ class Lessons:
         if strategy.target_rows is not None and strategy.target_rows < len(seen):
             targets = seen[torch.randperm(len(seen), generator=draw)[: strategy.target_rows]]
         batch = self._batch(ids, step, draw)
-        return strategy.lesson(state, batch, board.meter, targets)
+        learnt = strategy.lesson(state, batch, board.meter, targets)
+        if strategy.keeps:
+            board.forget()
+        return learnt
 
     def _drawn(self, count: int, draw: torch.Generator) -> Tensor:
         """Ids (n,) of rows that may be served: any of them alike, or in the proportions of the mixture, where one may
