@@ -65,6 +65,7 @@ NEEDED = {
     "near": [TARGET],
     "rds": [TARGET],
     "rho_loss": ["strategies.rho_loss.candidates=24"],
+    "scalebio": [TARGET, "strategies.scalebio.score_lr=0.3", "strategies.scalebio.report_every=2"],
     "shed": ["strategies.shed.clusters=12", "strategies.shed.blocks=3", "stages.subsets.count=3"],
     "shed_subset": ["strategies.shed_subset.clusters=32", "strategies.shed_subset.member=3"],
     "tsds": [TARGET],
@@ -112,7 +113,11 @@ OFTEN = {
     "length_curriculum": ["strategies.length_curriculum.when.steps=3"],
     "climb": ["rounds=2", "stages.swarm.count=[6,4]"],
     "loss_selection": ["strategies.loss_selection.when.steps=3"],
-    "meta_weight_net": ["strategies.meta_weight_net.every=2", "strategies.meta_weight_net.meta_lr=0.1"],
+    "meta_weight_net": [
+        "strategies.meta_weight_net.every=2",
+        "strategies.meta_weight_net.meta_lr=0.1",
+        "strategies.meta_weight_net.report_every=1",
+    ],
     "mixing_laws": ["stages.law.fit.starts=1"],
     "mixture_schedule": ["strategies.mixture_schedule.interpolate=linear"],
     "odm": ["strategies.odm.draw_groups=4"],
@@ -127,6 +132,11 @@ COMPOSED = {
     "topk+odm+sorted+loss_weighting": [
         "method=[topk,odm,sorted,loss_weighting]",
         *("strategies.topk.ratio=0.6", "strategies.odm.draw_groups=4", "trainer.micro_batch_size=4"),
+    ],
+    "dwm that moves the model": [
+        *("method=dwm", TARGET, "strategies.dwm.update_lm=true", "strategies.dwm.input=pooled_hidden"),
+        *("strategies.dwm.width=16", "strategies.dwm.rows=8", "strategies.dwm.target_rows=4"),
+        *("strategies.dwm.meta_steps=2", "strategies.dwm.stages=4", "strategies.dwm.meta_lr=0.1"),
     ],
     "loss_selection+temperature+zigzag": [
         "method=[loss_selection,temperature,zigzag]",

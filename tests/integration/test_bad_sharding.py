@@ -37,6 +37,14 @@ REFUSED = {
         ["trainer=fsdp", CPU, "method=dwm", TARGET],
         ["strategies.dwm", "trainer.strategy=fsdp", "trainer=ddp"],
     ),
+    "a second model in parts": (
+        ["trainer=fsdp", CPU, "method=scalebio", TARGET],
+        ["strategies.scalebio", "a second model", "trainer.strategy=fsdp", "trainer=ddp"],
+    ),
+    "lessons that move a model of which the optimizer has a copy": (
+        ["trainer=deepspeed_zero2", CPU, "method=dwm", "strategies.dwm.update_lm=true", TARGET],
+        ["strategies.dwm", "trainer.strategy=deepspeed_zero2", "trainer=ddp", "strategies.dwm.update_lm=false"],
+    ),
     "a descent of a model in parts": (
         ["trainer=deepspeed_zero3", CPU, "method=lqs", TARGET],
         ["strategies.lqs", "trainer.strategy=deepspeed_zero3", "trainer=ddp"],

@@ -162,6 +162,16 @@ def test_lessons_do_not_touch_training(corpus: Path, home: Path, plain: Path) ->
     assert costs[0]["measuring"] > costs[1]["measuring"] and costs[0]["training"] == costs[1]["training"]
 
 
+def test_lessons_that_move_the_model_change_what_follows(corpus: Path, home: Path, plain: Path) -> None:
+    """Losses are those of a run without a weighter up to the lessons, and others after; phi stays uniform."""
+    more = ("strategies.dwm.meta_lr=0", "strategies.dwm.update_lm=true", "strategies.dwm.by.lr=0.5")
+    moved = run(corpus, home, *LEARNS, *PLAIN, *more, f"run_dir={home}/moved")
+    losses, others = train_losses(moved), train_losses(plain)
+    assert losses[:4] == others[:4] and all(a != b for a, b in zip(losses[4:], others[4:], strict=True))
+    (told,) = [row for row in lines(moved / "record.jsonl") if row["kind"] == "lessons"]
+    assert told["step"] == 4
+
+
 def test_a_learnt_phi_weighs_another_run_from_its_first_step(corpus: Path, home: Path, learnt: Path) -> None:
     told = json.loads((learnt / "summary.json").read_text())["gives"]
     assert told["phi_form"]["domains"] == ["code", "prose", "sums"] and Path(told["phi"]).is_file()

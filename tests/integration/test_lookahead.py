@@ -120,6 +120,24 @@ def test_second_moments_are_a_fixed_preconditioner(meter: RowMeter) -> None:
         VirtualStep(meter.sweeper, meter.target.sweeper, ask)
 
 
+def test_a_step_that_is_kept_moves_the_model_and_nothing_else(pool: Pool, settings: dict) -> None:
+    meter = meter_of(pool, settings, rows=3)  # in parts
+    model = meter.sweeper.module.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ask = Lookahead(lr=LR, estimator="jvp")
+    told = meter.lookahead(IDS, TARGETS, ask, shares=shares)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    _, step = gradient(model.eval(), meter, IDS, shares(told.losses).float())
+    kept = meter.lookahead(IDS, TARGETS, ask, shares=shares, keep=True)
+    assert torch.equal(kept.products, told.products) and kept.target_loss == told.target_loss
+    for (name, p), g in zip(model.named_parameters(), step, strict=True):
+        assert torch.allclose(p, before[name] - LR * g, atol=1e-6), name
+        assert p.grad is None and p.requires_grad
+    meter.forget()
+    sums, tokens = meter.target.losses(TARGETS)
+    assert float((sums / tokens)[: len(TARGETS)].mean()) == pytest.approx(told.target_loss, abs=1e-5)
+
+
 def counted(meter: RowMeter, ids: Tensor, targets: Tensor, estimator: str) -> tuple[float, float]:
     """Operations of a virtual step by torch's counter, and as charged, in forward and backward passes over `ids`."""
     model = meter.sweeper.module.model.eval()
@@ -175,3 +193,26 @@ def test_what_cannot_be_differentiated_is_refused(meter: RowMeter) -> None:
             meter.lookahead(IDS, TARGETS, Lookahead())
     finally:
         model.float()
+
+
+def test_a_slope_elsewhere_is_autograds(meter: RowMeter) -> None:
+    """Of sum_i c_i l_i + L at other parameters than the model's, which stay as they are."""
+    c = torch.linspace(0.1, 0.8, len(IDS))
+    model = copy.deepcopy(meter.sweeper.module.model).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    at = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = {name: value.clone() for name, value in meter.sweeper.module.state_dict().items()}
+    found = meter.slope(IDS, c, TARGETS, at=at)
+    losses, of_rows = gradient(model, meter, IDS, c)
+    target, of_target = gradient(model, meter.target, TARGETS, torch.full((4,), 0.25))
+    assert torch.allclose(found.losses, losses.double(), atol=1e-5)
+    assert found.target_loss == pytest.approx(float(target.mean()), abs=1e-5)
+    for (name, value), a, b in zip(found.gradient.items(), of_rows, of_target, strict=True):
+        assert torch.allclose(value, a + b, rtol=1e-3, atol=1e-5), name
+        assert torch.equal(found.at[name], at[name])
+    assert all(torch.equal(value, weights[name]) for name, value in meter.sweeper.module.state_dict().items())
+    assert all(p.grad is None for p in meter.sweeper.module.parameters())
+    here = meter.slope(IDS, c, TARGETS)
+    assert all(torch.equal(value, weights[f"model.{name}"]) for name, value in here.at.items())

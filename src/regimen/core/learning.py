@@ -1,4 +1,4 @@
-"""Weighters that learn: before a step they may look ahead, at rows that training does not consume, and change.
+"""Weighters that learn: before a step they may look at rows that training does not consume, and change.
 
 Letters: n rows of a lesson, B rows of the global batch, M rows of the target set.
 """
@@ -14,30 +14,26 @@ from regimen.core.checks import check_one_of
 from regimen.core.errors import ConfigError
 from regimen.core.lookahead import PASSES, Lookahead, Looked
 from regimen.core.observation import WeighedBatch
+from regimen.core.signal import Meter
 from regimen.core.strategy import Weighter
 
 _BY = Lookahead()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedWeighter(Weighter):
-    """A weighter with parameters of its own, learnt for the loss of a target set after virtual steps.
+class Learner(Weighter):
+    """A weighter that is taught for the loss of a target set, in lessons before steps of training.
 
-    A lesson is one virtual step on rows with the weights that the state gives them, and what it told.
-
-    by: the virtual steps. reduction: of the objective, which says how much of a step is a row's.
+    reduction: of the objective, which says how much of a step is a row's.
     target_rows: rows of the target set in a lesson, drawn anew for each; null takes all.
     held_out: part of the target set that no lesson sees; how much higher its loss is goes to the record.
     """
 
-    by: Lookahead = _BY
     reduction: Literal["token_mean", "sample_mean"] = "token_mean"
     target_rows: int | None = None
     held_out: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.by.lr == 0:
-            raise ConfigError("weights are learnt from a virtual step", got="by.lr=0", allowed="above 0, e.g. 0.1")
         check_one_of("reduction", self.reduction, ("token_mean", "sample_mean"))
         if self.target_rows is not None and self.target_rows < 1:
             raise ConfigError("target_rows counts rows", got=self.target_rows, allowed="1 or more, or null for all")
@@ -54,21 +50,25 @@ class LearnedWeighter(Weighter):
         """Rows of a lesson, drawn from those that may be served; None takes those of the step that is due."""
         return None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether lessons move the model in training."""
+        return False
+
     def lessons(self, step: int, total_steps: int) -> int:
         """How many lessons come before the step that follows `step` steps."""
+        raise NotImplementedError(type(self).__name__)
+
+    def lesson(self, state: Any, batch: WeighedBatch, meter: Meter, targets: Tensor) -> Any:
+        """The state after a lesson on the rows of `batch` and rows `targets` (M,) of the target set.
+
+        Collective: every rank calls it with the same rows and gets the same state.
+        """
         raise NotImplementedError(type(self).__name__)
 
     def reports(self, step: int, total_steps: int) -> bool:
         """Whether the lessons there get a line in the record, for which the whole target set is measured."""
         return True
-
-    def shares(self, state: Any, losses: Tensor, batch: WeighedBatch) -> Tensor:
-        """Coefficients (n,) float64 of the gradients of mean losses (n,) in the virtual step."""
-        raise NotImplementedError(type(self).__name__)
-
-    def learn(self, state: Any, batch: WeighedBatch, looked: Looked) -> Any:
-        """The state after a lesson on `batch`."""
-        raise NotImplementedError(type(self).__name__)
 
     def aims(self) -> bool:
         """Whether lessons need a target set: without one, a run is refused before anything is trained."""
@@ -82,8 +82,46 @@ class LearnedWeighter(Weighter):
         """How many lessons a run has."""
         return sum(self.lessons(step, total_steps) for step in range(total_steps))
 
+    def row_passes(self) -> float:
+        """Forward passes over each of its rows that a lesson costs; a backward pass counts as two."""
+        return 3.0
+
     def passes(self, batch_rows: int) -> float:
         """About how many forward passes over a row a lesson costs, in a run with so many rows per batch."""
         rows = batch_rows if self.lesson_rows is None else self.lesson_rows
         signals = sum(signal.passes() for signal in self.needs())
-        return rows * (3 + PASSES[self.by.estimator] + signals) + 3 * (self.target_rows or rows)
+        return rows * (self.row_passes() + signals) + 3 * (self.target_rows or rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedWeighter(Learner):
+    """A weighter with parameters of its own, learnt for the loss of a target set after virtual steps.
+
+    A lesson is one virtual step on rows with the weights that the state gives them, and what it told.
+
+    by: the virtual steps.
+    """
+
+    by: Lookahead = _BY
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.by.lr == 0:
+            raise ConfigError("weights are learnt from a virtual step", got="by.lr=0", allowed="above 0, e.g. 0.1")
+
+    def shares(self, state: Any, losses: Tensor, batch: WeighedBatch) -> Tensor:
+        """Coefficients (n,) float64 of the gradients of mean losses (n,) in the virtual step."""
+        raise NotImplementedError(type(self).__name__)
+
+    def learn(self, state: Any, batch: WeighedBatch, looked: Looked) -> Any:
+        """The state after a lesson on `batch`."""
+        raise NotImplementedError(type(self).__name__)
+
+    def lesson(self, state: Any, batch: WeighedBatch, meter: Meter, targets: Tensor) -> Any:
+        looked = meter.lookahead(
+            batch.ids, targets, self.by, shares=lambda losses: self.shares(state, losses, batch), keep=self.keeps
+        )
+        return self.learn(state, batch, looked)
+
+    def row_passes(self) -> float:
+        return 3 + PASSES[self.by.estimator]

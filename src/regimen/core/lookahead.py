@@ -58,3 +58,15 @@ class Looked(NamedTuple):
     losses: Tensor
     products: Tensor
     target_loss: float
+
+
+class Slope(NamedTuple):
+    """Of a weighted sum of rows' mean losses plus the target's, at parameters `at`. losses (n,): of the rows there.
+
+    target_loss: the mean of the target rows' losses. gradient, at: by name of the parameter, on the model's device.
+    """
+
+    losses: Tensor
+    target_loss: float
+    gradient: dict[str, Tensor]
+    at: dict[str, Tensor]

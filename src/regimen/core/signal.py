@@ -5,7 +5,7 @@ Letters: n rows asked for, b rows of a micro-batch, L target positions, K domain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regimen.core.descent import AlongDescent, Descent
 from regimen.core.index import PoolIndex
-from regimen.core.lookahead import Lookahead, Looked
+from regimen.core.lookahead import Lookahead, Looked, Slope
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
 
 
@@ -58,12 +58,29 @@ class Meter(Protocol):
         ...
 
     def lookahead(
-        self, ids: Tensor, targets: Tensor, ask: Lookahead, *, shares: Callable[[Tensor], Tensor] | None = None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        ask: Lookahead,
+        *,
+        shares: Callable[[Tensor], Tensor] | None = None,
+        keep: bool = False,
     ) -> Looked:
         """What a virtual step on rows `ids` (n,) tells of them, for the loss of rows `targets` (M,) of the target set.
 
         shares: from the rows' mean losses (n,) to their coefficients (n,) in the step; null makes no step.
+        keep: whether the step is real, so that the model is where it ends; what was measured before is then stale.
         Raises ConfigError where the pool has no target set, or the model cannot be differentiated so.
+        """
+        ...
+
+    def slope(
+        self, ids: Tensor, coefficients: Tensor, targets: Tensor, *, at: Mapping[str, Tensor] | None = None
+    ) -> Slope:
+        """The gradient of sum_i c_i l_i + L at parameters `at`, by name; null: where the model is.
+
+        l (n,): mean losses of rows `ids` with coefficients c (n,); L: the mean of those of rows `targets` (M,) of the
+        target set. Raises ConfigError as `lookahead`.
         """
         ...
 

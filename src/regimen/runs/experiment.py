@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from regimen.core.errors import ConfigError, RunError
-from regimen.core.learning import LearnedWeighter
+from regimen.core.learning import Learner
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Mixer, Selector, Weighter
 from regimen.core.stream import Stream
@@ -20,7 +20,7 @@ from regimen.data.prepare import prepare
 from regimen.runs.budget import total_steps
 from regimen.runs.models import make_model
 from regimen.runs.strategies import Placed, make_strategies
-from regimen.training.capabilities import refuse_unsupported
+from regimen.training.capabilities import refuse_moving, refuse_unsupported
 from regimen.training.cost import BACKWARD, forward_flops
 
 _COUNTED = 100_000  # steps of a run whose decisions are counted one by one
@@ -76,7 +76,7 @@ class Experiment:
             passes = len(references) + self._weighed_ahead(strategy)  # a reference is taken to be as large as the model
             passes += sum(s.passes() for s in needs if not isinstance(s, TokenSignal | DomainSignal))
             lessons = 0.0
-            if isinstance(strategy, LearnedWeighter):
+            if isinstance(strategy, Learner):
                 lessons = strategy.lessons_in(steps) * strategy.passes(self.batch_rows)
             return (passes * self.batch_rows + self._surveyed(needs)) * steps + lessons
         assert trigger is not None, "only a weighter has no trigger"
@@ -167,7 +167,7 @@ def _refuse_uneven_draw(strategies: list[Placed], rows: int) -> None:
 def refuse_no_target(strategies: list[Placed], pool: Pool) -> None:
     """Raises ConfigError where a strategy aims at a target set and the pool has none."""
     for p in strategies if pool.target is None else ():
-        learns = isinstance(p.strategy, LearnedWeighter) and p.strategy.aims()
+        learns = isinstance(p.strategy, Learner) and p.strategy.aims()
         if learns or p.strategy.needs_of_target() or any(signal.aims() for signal in p.strategy.needs()):
             raise ConfigError(
                 f"{p.name} aims at a target set, and the dataset has none",
@@ -207,6 +207,10 @@ def make_experiment(
     refuse_no_target(strategies, pool)
     for p in strategies:
         measured = (*p.strategy.needs(), *p.strategy.needs_of_target(), getattr(p.strategy, "by", None))
+        if isinstance(p.strategy, Learner):
+            measured = (*measured, p.strategy)
+            if p.strategy.keeps:
+                refuse_moving(settings["trainer"]["strategy"], f"strategies.{p.name}")
         for asked in measured:
             refuse_unsupported(settings["trainer"]["strategy"], f"strategies.{p.name}", asked)
     if not meta:

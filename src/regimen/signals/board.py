@@ -68,7 +68,7 @@ class SignalBoard:
         (n,) float64 on rows `ids` (n,), (n, d) of vectors; for a signal of domains (K, ...), with `ids` the global
         batch at hand.
         """
-        self._turn_to(step)
+        self.turn_to(step)
         if isinstance(signal, DomainSignal):
             if signal not in self._surveyed:
                 self._surveyed[signal] = self._survey(signal, ids, step)
@@ -88,7 +88,7 @@ class SignalBoard:
 
     def target_values(self, signal: Signal, *, step: int) -> Tensor:
         """Values (M, ...) of every row of the target set. Raises ConfigError where the pool has none."""
-        self._turn_to(step)
+        self.turn_to(step)
         if signal not in self._of_target:
             target = self.meter.target
             self._of_target[signal] = checked(signal, signal.measure(target, torch.arange(target.index.rows)))
@@ -109,7 +109,12 @@ class SignalBoard:
             kept.put(signal, values)
         return values
 
-    def _turn_to(self, step: int) -> None:
+    def forget(self) -> None:
+        """Drop what was measured: the model has moved within a step."""
+        self.turn_to(-1)
+
+    def turn_to(self, step: int) -> None:
+        """Drop what was measured before `step`. Whoever asks the meter itself says so first."""
         if step != self._step:
             self._step, self._measured, self._surveyed, self._of_target = step, {}, {}, {}
             self.meter.forget()

@@ -42,9 +42,20 @@ def refuse_unsupported(strategy: str, owner: str, signal: Any) -> None:
     if not supports(strategy, signal):
         raise ConfigError(
             f"{owner} differentiates whole parameters, and each rank holds a part of them alone",
-            got=f"a sketch with backend=loop, a virtual step or a descent, trainer.strategy={strategy}",
+            got=f"a sketch with backend=loop, a virtual step, a descent or a second model, trainer.strategy={strategy}",
             allowed=f"backend=hooks, or one of auto, ddp, {', '.join(s for s in SHARDED if s not in IN_PARTS)}",
             do="set a sketch's backend=hooks, or type trainer=ddp",
+        )
+
+
+def refuse_moving(strategy: str, owner: str) -> None:
+    """Raises ConfigError where the optimizer holds a copy of the parameters that would undo a step made beside it."""
+    if strategy in SHARDED:
+        raise ConfigError(
+            f"{owner} moves the model in steps of its own, and the optimizer's copy of it would undo them",
+            got=f"trainer.strategy={strategy}",
+            allowed="auto, ddp",
+            do="type trainer=ddp, or have lessons leave the model alone: strategies.dwm.update_lm=false",
         )
 
 

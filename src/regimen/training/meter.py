@@ -5,7 +5,7 @@ Letters: n rows asked for, b rows of a part, L positions, d values per row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 from regimen.core.descent import AlongDescent, Descent
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
-from regimen.core.lookahead import Lookahead, Looked
+from regimen.core.lookahead import Lookahead, Looked, Slope
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
 from regimen.core.signal import Meter
 from regimen.data.pool import Pool, RowTable
 from regimen.signals.pooling import pool_states
 from regimen.training.cost import BACKWARD
 from regimen.training.descending import rows_along
+from regimen.training.elsewhere import Elsewhere
 from regimen.training.examples import ExampleRows
 from regimen.training.language import make_language
 from regimen.training.lookahead import VirtualStep
@@ -121,11 +122,24 @@ class RowMeter:
         return self._once(sketch, ids, lambda: self._sketches(ids, sketch))
 
     def lookahead(
-        self, ids: Tensor, targets: Tensor, ask: Lookahead, *, shares: Callable[[Tensor], Tensor] | None = None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        ask: Lookahead,
+        *,
+        shares: Callable[[Tensor], Tensor] | None = None,
+        keep: bool = False,
     ) -> Looked:
         """What a virtual step on rows `ids` (n,) tells of them, for the loss of rows `targets` (M,) of the target."""
         moments = self.models.load(self.path).moments() if ask.adam else None
-        return VirtualStep(self.sweeper, self.target.sweeper, ask, moments=moments).look(ids, targets, shares)
+        step = VirtualStep(self.sweeper, self.target.sweeper, ask, moments=moments)
+        return step.look(ids, targets, shares, keep=keep)
+
+    def slope(
+        self, ids: Tensor, coefficients: Tensor, targets: Tensor, *, at: Mapping[str, Tensor] | None = None
+    ) -> Slope:
+        """The gradient of sum_i c_i l_i + L at `at`, l of rows `ids` (n,), L of rows `targets` (M,) of the target."""
+        return Elsewhere(self.sweeper, self.target.sweeper).slope(ids, coefficients, targets, at)
 
     def along(self, ids: Tensor, descent: Descent, *, norms: bool) -> AlongDescent:
         """What the gradients of rows are along a descent from the model that aims at the target set."""

@@ -4,9 +4,10 @@ Paper: Data Weighting Model, arXiv 2507.16178. The weights of a batch are softma
 phi. A lesson is a virtual step with these weights on rows that training does not consume; by the chain rule through it
 phi goes down the loss of a target set after the step. Then phi is frozen for a stage, and the language model trains.
 Differs from the paper, which has no public code: the network, its input and its optimizer are ours; the first stage is
-uniform; virtual steps are plain gradient descent with a rate of their own and are discarded, whereas differentiating
-through a cold Adam gives no signal, for its update is the sign of the gradient; weights have mean 1, not sum 1; the
-target is `dataset.target`, of which a part is held out. The floating-point work of phi itself is not charged.
+uniform; virtual steps are plain gradient descent with a rate of their own, whereas differentiating through a cold Adam
+gives no signal, for its update is the sign of the gradient; they are discarded, or kept with `update_lm`, for the paper
+trains both models in turns: lessons are then training beside the budget, charged as measuring; weights have mean 1, not
+sum 1; the target is `dataset.target`, of which a part is held out. The work of phi itself is not charged.
 Weights are relative to the batch: a phi that was learnt on lessons of n rows is used on global batches of any size.
 A small virtual step is nearly linear in the weights, so that its best weights are those of one row: after many lessons
 few rows may take all. `entropy`, `floor`, `tau` or a longer step (`by.lr`) keep the others in.
@@ -62,7 +63,7 @@ class Dwm(LearnedWeighter):
     input: what phi reads of a row: `features` (loss, length, novelty, domain), `pooled_hidden`, the language model's
         last hidden state, at a forward pass per row, or `encoder`, its tokens, by two layers of phi's own.
     stages: of equal length; before each but the first come `meta_steps` lessons, a number, or below 1 a part of the
-        stage's steps. rows: of a lesson.
+        stage's steps. rows: of a lesson. update_lm: whether the language model keeps the steps of the lessons.
     meta_lr, clip: of AdamW on phi, without weight decay; 0 leaves it as it is.
     tau: temperature. floor: part of the weights that is uniform. entropy: bonus on the entropy of the weights.
     width, layers, heads, seed: of phi. length: tokens of a row that it reads. buckets: embeddings of `encoder`.
@@ -72,6 +73,7 @@ class Dwm(LearnedWeighter):
     input: Literal["features", "pooled_hidden", "encoder"] = "features"
     stages: int = 5
     meta_steps: float = 200
+    update_lm: bool = False
     rows: int = 16
     target_rows: int | None = 8
     meta_lr: float = 1e-4
@@ -101,6 +103,10 @@ class Dwm(LearnedWeighter):
     @property
     def lesson_rows(self) -> int | None:
         return self.rows
+
+    @property
+    def keeps(self) -> bool:
+        return self.update_lm
 
     def needs(self) -> tuple[Signal, ...]:
         if self.input == "pooled_hidden":

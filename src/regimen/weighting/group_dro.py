@@ -25,6 +25,7 @@ from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, WeighedBatch, Weighter
 from regimen.signals.excess import ExcessLoss
 from regimen.signals.loss import Loss
+from regimen.weighting.by_domain import domain_sizes, domain_weights
 
 
 class GroupDroState(NamedTuple):
@@ -95,11 +96,10 @@ class GroupDro(Weighter):
 
     def weigh(self, state: GroupDroState, losses: Tensor, batch: WeighedBatch) -> Tensor:
         """Weights (B,); 0 for a row without target tokens."""
-        q, size = self._stepped(state, losses, batch).q, self._sizes(batch)  # (K,)
+        q = self._stepped(state, losses, batch).q  # (K,)
         if self.rule == "cvar":
             q = self._greedy(self._stepped(state, losses, batch).average, batch.index)
-        whole = size.sum() if self.reduction == "token_mean" else len(losses)
-        return ((q * whole / size.clamp(min=1))[batch.domain] * (batch.tokens > 0)).to(losses)
+        return domain_weights(q, batch, self.reduction).to(losses)
 
     def observe(self, state: GroupDroState, seen: Observation) -> GroupDroState:
         return self._stepped(state, seen.values[Loss()], seen)
@@ -117,17 +117,12 @@ class GroupDro(Weighter):
             "average": dict(zip(index.domains, mean, strict=True)),
         }
 
-    def _sizes(self, batch: WeighedBatch | Observation) -> Tensor:
-        """(K,) float64 target tokens, or rows with any, of each domain in the batch."""
-        count = batch.tokens if self.reduction == "token_mean" else batch.tokens > 0  # (B,)
-        return torch.zeros(len(batch.index.domains), dtype=torch.float64).index_add_(0, batch.domain, count.double())
-
     def _stepped(self, state: GroupDroState, losses: Tensor, batch: WeighedBatch | Observation) -> GroupDroState:
         """The state after a batch of mean token losses (B,)."""
         sums = losses.double() * batch.tokens if self.reference is None else batch.values[self.excess]  # (B,)
         if self.reduction == "sample_mean":
             sums = sums / batch.tokens.clamp(min=1)
-        size = self._sizes(batch)  # (K,)
+        size = domain_sizes(batch, self.reduction)  # (K,)
         here = size > 0
         mean = torch.zeros_like(size).index_add_(0, batch.domain, sums) / size.clamp(min=1)
         known = torch.where(state.average.isnan(), mean, (1 - self.gamma) * state.average + self.gamma * mean)

@@ -1,7 +1,8 @@
-"""The lessons of a weighter that learns: virtual steps before a step of training, on rows that it does not consume.
+"""The lessons of a weighter that learns: what it measures and learns before a step of training.
 
 Every rank measures its part of a lesson and learns the same from the whole. What is drawn depends on the run's seed and
-the step alone, so that a run that goes on from a checkpoint repeats the lessons of the step that follows it.
+the step alone, so that a run that goes on from a checkpoint repeats the lessons of the step that follows it, and the
+steps of the model that they make.
 Letters: n rows of a lesson, M rows of the target set, K domains.
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
-from regimen.core.learning import LearnedWeighter
+from regimen.core.learning import Learner
 from regimen.core.observation import WeighedBatch
 from regimen.core.seeding import generator
 from regimen.training.context import RunContext
@@ -23,7 +24,7 @@ from regimen.training.context import RunContext
 class Lessons:
     """Gives the weighter called `name` its lessons."""
 
-    def __init__(self, name: str, strategy: LearnedWeighter, context: RunContext) -> None:
+    def __init__(self, name: str, strategy: Learner, context: RunContext) -> None:
         self.name, self.strategy, self.context = name, strategy, context
 
     def before(self, trainer: pl.Trainer, state: Any, step: int) -> Any:
@@ -32,6 +33,8 @@ class Lessons:
         count = strategy.lessons(step, context.total_steps)
         if not count:
             return state
+        assert context.board is not None
+        context.board.turn_to(step)
         before = context.clock.snapshot("measuring")
         seen, held_out = self.target_rows()
         for number in range(count):
@@ -68,10 +71,10 @@ class Lessons:
         if strategy.target_rows is not None and strategy.target_rows < len(seen):
             targets = seen[torch.randperm(len(seen), generator=draw)[: strategy.target_rows]]
         batch = self._batch(ids, step, draw)
-        looked = board.meter.lookahead(
-            ids, targets, strategy.by, shares=lambda losses: strategy.shares(state, losses, batch)
-        )
-        return strategy.learn(state, batch, looked)
+        learnt = strategy.lesson(state, batch, board.meter, targets)
+        if strategy.keeps:
+            board.forget()
+        return learnt
 
     def _drawn(self, count: int, draw: torch.Generator) -> Tensor:
         """Ids (n,) of rows that may be served: any of them alike, or in the proportions of the mixture, where one may

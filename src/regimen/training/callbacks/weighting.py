@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regimen.core.learning import LearnedWeighter
+from regimen.core.learning import Learner
 from regimen.core.seeding import generator
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Observation, WeighedBatch, Weighter
@@ -65,7 +65,7 @@ class WeightingCallback(StrategyCallback[Weighter]):
             board, ids, step = self.context.board, self.context.loader.global_ids, batch.step
             assert board is not None
             rows = self._of_rows
-            if isinstance(self.strategy, LearnedWeighter):
+            if isinstance(self.strategy, Learner):
                 self.state = Lessons(self.name, self.strategy, self.context).before(trainer, self.state, step)
                 rows = rows if self.strategy.weighs(step, self.context.total_steps) else []
             self._surveyed = {s: board.values(s, ids, step=step) for s in (*self._of_domains, *rows)}
