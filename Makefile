@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 WORKERS := -n logical --maxprocesses 8 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all test-processes test-slurm lint bench docs wheel clean
+.PHONY: demo test test-all test-processes test-slurm test-gpu lint bench bench-gpu docs wheel wheels clean
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
 
@@ -27,6 +27,9 @@ test-processes: $(STAMP)
 test-slurm: $(STAMP)
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/ruff format --check src tests benchmarks docs
@@ -36,12 +39,22 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/signals.py
 
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py
+
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/sharding.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation
+
+# All that `pip install --no-index --find-links wheels "regimen[dev]"` needs on a machine of the same kind without a
+# network. TORCH_INDEX may be the index of a CUDA build.
+wheels: $(STAMP)
+	$(BIN)/pip wheel --quiet --wheel-dir wheels $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/pip wheel --quiet --wheel-dir wheels --find-links wheels \
+		--constraint requirements.lock --no-build-isolation ".[dev]"
 
 # torch first: it decides which build the others are resolved against. DeepSpeed compiles nothing before it runs.
 $(STAMP): requirements.lock pyproject.toml
