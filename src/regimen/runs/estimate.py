@@ -36,10 +36,14 @@ def hours(experiment: Experiment, flops: float) -> str:
     trainer: Mapping[str, Any] = experiment.settings["trainer"]
     devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
     gpus = devices * trainer["num_nodes"] if torch.cuda.is_available() else 1
-    seconds = flops / (flops_per_second() * gpus)
+    return duration(flops / (flops_per_second() * gpus))
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
 
 
 def memory_bytes(experiment: Experiment) -> float:
@@ -63,4 +67,6 @@ def memory_bytes(experiment: Experiment) -> float:
 
 def gigabytes(size: float) -> str:
     """A size in words."""
+    if size >= 1e12:
+        return f"{size / 1e12:,.1f} TB"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
