@@ -109,3 +109,40 @@ def test_a_report_of_real_runs(regimen: CommandLine, home: Path, tmp_path: Path)
     assert page.read_text().count("<svg") >= 2
     missing = regimen("report", f"runs={home}/outputs/no-such")
     assert missing.status == 1 and "no-such" in missing.err and "Traceback" not in missing.err
+
+
+def test_a_dry_run_says_what_preparing_will_take_and_writes_nothing(
+    regimen: CommandLine, corpus: Path, tmp_path: Path
+) -> None:
+    places = (f"paths.pools={tmp_path}/pools", f"paths.store={tmp_path}/store", f"paths.outputs={tmp_path}/outputs")
+    done = regimen.small("prepare", *places, "dry_run=true")
+    assert done.status == 0, done.err
+    assert list(tmp_path.iterdir()) == []
+    made = regimen.small("prepare", *places)
+    assert number(r"training rows ([\d,]+) of", done.out) == number(r"jsonl: ([\d,]+) rows", made.out)
+    assert number(r"documents ([\d,]+), ", done.out) == 180
+    assert "score by" not in done.out
+
+
+def test_a_dry_run_of_a_billion_rows_on_shards_with_a_score(regimen: CommandLine) -> None:
+    wanted = ("dry_run=true", "forecast.rows=1e9", "shard.count=64", "score.by=${signal.loss}")
+    done = regimen.small("prepare", *wanted)
+    assert done.status == 0, done.err
+    assert "training rows 1,000,000,000 of 32 target tokens, 33,000,000,000 tokens" in done.out
+    assert "64 shards by content" in done.out and "dataset.shard_by=file" in done.out
+    # 33 tokens of 2 bytes and the ends of four lists in a row; a span of 20 bytes for it, and one more per document
+    documents = number(r"documents ([\d,]+), ", done.out)
+    rows = 1e9 * (33 * 2 + 16 + 20) + 20 * 0.9 * documents * (1 - 1 / 33)
+    assert number(r"rows ([\d.]+) GB, doc", done.out) == pytest.approx(rows / 1e9, abs=0.06)
+    assert "in each rank of a training: 5.0 GB" in done.out and "with an order 17.0 GB" in done.out
+    assert "score by Loss" in done.out and "model=nano" in done.out
+    each = regimen.small("prepare", *wanted, "dataset.shard_by=file").out
+    memory = [number(r"while it reads ([\d.]+) [MG]B", out) for out in (done.out, each)]
+    assert memory[0] > 10 and "while it reads" in each and memory[1] == pytest.approx(memory[0] * 1000 / 64, rel=0.5)
+
+
+def test_a_dry_run_is_for_preparing(regimen: CommandLine) -> None:
+    assert "regimen check" in regimen.refused("dry_run=true")
+    both = regimen.refused("dry_run=true", "forecast.rows=10", "forecast.documents=10", command="prepare")
+    assert "follow from each other" in both
+    assert "forecast.row" in regimen.refused("+forecast.row=1", command="prepare")

@@ -18,7 +18,7 @@ LAYOUT = (
 NOT_RESULT = (
     *LAYOUT,
     *("run_dir", "resume", "sweep", "choices", "shard", "hydra", "signal", "accept_other_version", "on_bad_record"),
-    *("overrides", "only_stages", "score", "evaluation.decile_rows"),
+    *("overrides", "only_stages", "score", "evaluation.decile_rows", "dry_run", "forecast"),
 )
 """All settings, dotted, that cannot change a result."""
 

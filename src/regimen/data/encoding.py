@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from regimen.core.errors import DataError
 from regimen.data.packing import Packer
-from regimen.data.tables import DOCUMENTS, TableWriter, read_batches
+from regimen.data.tables import DOCUMENTS, Folder, TableWriter, read_batches
 
 SPLITS = ("train", "validation")
 
@@ -43,8 +43,8 @@ class Encoder:
 
 
 def encode_domain(
-    texts: Path,
-    folder: Path,
+    texts: Path | pa.Buffer,
+    folder: Folder,
     *,
     domain: str,
     encoder: Encoder,

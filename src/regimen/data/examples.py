@@ -18,7 +18,7 @@ import pyarrow as pa
 from regimen.core.errors import DataError
 from regimen.data.encoding import SPLITS, Encoder
 from regimen.data.packing import FLUSH_TOKENS, as_lists
-from regimen.data.tables import DOCUMENTS, TableWriter, read_batches, rows_schema
+from regimen.data.tables import DOCUMENTS, Folder, TableWriter, read_batches, rows_schema
 from regimen.data.templates import ChatTemplate, Part, Template, alpaca, special_pattern
 
 TARGET = "target"  # the split of a pool's target set
@@ -60,7 +60,9 @@ class ExampleEncoder:
 class ExampleWriter:
     """Writes one file of examples, buffered, and counts them. `max_rows` of None is no limit."""
 
-    def __init__(self, path: Path, *, seq_len: int, vocab_size: int, max_rows: int | None = None) -> None:
+    def __init__(
+        self, path: Path | pa.NativeFile, *, seq_len: int, vocab_size: int, max_rows: int | None = None
+    ) -> None:
         self.length, self.max_rows = seq_len + 1, max_rows
         self._schema = rows_schema(vocab_size, targets=True)
         self._dtype = self._schema.field("tokens").type.value_type.to_pandas_dtype()
@@ -115,8 +117,8 @@ class ExampleWriter:
 
 
 def encode_examples(
-    texts: Path,
-    folder: Path,
+    texts: Path | pa.Buffer,
+    folder: Folder,
     *,
     domain: str,
     encoder: ExampleEncoder,

@@ -7,6 +7,7 @@ cross documents, are left out.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ def report(folder: Path, settings: OverlapSettings) -> dict[str, Any]:
         "validation": {name: share for (kind, name), share in shares.items() if kind == "validation"},
         "against": {name: share for (kind, name), share in shares.items() if kind == "against"},
     }
+
+
+def hashing_seconds(n: int, tokens: np.ndarray, vocab_size: int, eos_id: int) -> float:
+    """Seconds that the n-grams of (t,) training tokens take here; 0 where no report is wanted."""
+    if n == 0:
+        return 0.0
+    hasher, possible = _Hasher(n, vocab_size, eos_id), np.zeros(1 << FILTER_BITS, bool)
+    start = time.perf_counter()
+    possible[hasher.of_text(tokens) & np.uint64((1 << FILTER_BITS) - 1)].any()
+    return time.perf_counter() - start
 
 
 class _Hasher:

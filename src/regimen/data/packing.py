@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from regimen.data.tables import TableWriter, rows_schema
 
@@ -18,7 +19,9 @@ FLUSH_TOKENS = 1 << 22  # tokens per record batch: 8 MB of 16-bit tokens
 class Packer:
     """Writes rows of `length` tokens to one file. `max_rows` of None is no limit."""
 
-    def __init__(self, path: Path, *, length: int, eos_id: int, vocab_size: int, max_rows: int | None = None) -> None:
+    def __init__(
+        self, path: Path | pa.NativeFile, *, length: int, eos_id: int, vocab_size: int, max_rows: int | None = None
+    ) -> None:
         self.length, self.eos_id, self.max_rows = length, eos_id, max_rows
         self._schema = rows_schema(vocab_size)
         self._dtype = self._schema.field("tokens").type.value_type.to_pandas_dtype()
@@ -103,6 +106,4 @@ class Packer:
 
 def as_lists(values: np.ndarray, offsets: np.ndarray) -> object:
     """A list column: item i is `values[offsets[i]:offsets[i + 1]]`."""
-    import pyarrow as pa
-
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))

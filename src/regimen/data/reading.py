@@ -10,7 +10,6 @@ import heapq
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from regimen.core.errors import ConfigError, DataError
 from regimen.data.fingerprint import seeded_key, text_digest
 from regimen.data.settings import DatasetSettings
 from regimen.data.sources.records import BadRecords, Record, Source
-from regimen.data.tables import TextWriter, file_name
+from regimen.data.tables import Folder, TextWriter, file_name
 from regimen.data.targets import Candidates, read_targets
 from regimen.data.text_targets import TextCandidates, read_text_targets
 
@@ -113,7 +112,7 @@ class Reader:
         of = Candidates if settings.format == "sft" else TextCandidates
         self.candidates: Candidates | TextCandidates = of(settings)
 
-    def write(self, folder: Path, advance: Callable[[int], None]) -> dict[str, Any]:
+    def write(self, folder: Folder, advance: Callable[[int], None]) -> dict[str, Any]:
         """Writes texts and the tokenizer's sample to `folder`; returns the counts."""
         writers: dict[str, TextWriter] = {}
         sizes: Counter[str] = Counter()
@@ -206,7 +205,7 @@ class Reader:
     def _uniform_threshold(self) -> int:
         return int(self.settings.validation.fraction * 2**64)
 
-    def _write_sample(self, path: Path, thresholds: Mapping[str, int]) -> None:
+    def _write_sample(self, path: Any, thresholds: Mapping[str, int]) -> None:
         writer = TextWriter(path)
         for text in self.sample.training_texts(thresholds):
             writer.add("", text, "", 0)

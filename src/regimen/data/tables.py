@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -27,6 +27,14 @@ DOCUMENTS = pa.schema(
         "bytes": pa.int64(),
     }
 )
+
+
+class Folder(Protocol):
+    """A place for the files of a stage: a Path, or one in memory, whose files are Arrow streams."""
+
+    def __truediv__(self, name: str) -> Any:
+        """The file of a name."""
+        ...
 
 
 def rows_schema(vocab_size: int, *, targets: bool = False) -> pa.Schema:
@@ -51,17 +59,20 @@ def file_name(domain: str) -> str:
 
 
 class TableWriter:
-    """Writes tables of one schema to one file."""
+    """Writes tables of one schema to one file, or into an Arrow stream."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path | pa.NativeFile, schema: pa.Schema) -> None:
         from datasets import Features
         from datasets.arrow_writer import ArrowWriter
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place: dict[str, Any] = {"stream": path}
+        if isinstance(path, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = {"path": str(path)}
         features = Features.from_arrow_schema(schema)
         self.schema = schema
         self.rows = 0
-        self._writer = ArrowWriter(features=features, path=str(path), disable_nullable=False)
+        self._writer = ArrowWriter(features=features, disable_nullable=False, **place)
 
     def write(self, columns: dict[str, object]) -> None:
         """Appends one record batch."""
@@ -80,7 +91,7 @@ class TableWriter:
 class TextWriter:
     """The documents of one domain, buffered."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | pa.NativeFile) -> None:
         self._writer = TableWriter(path, DOCUMENT_TEXTS)
         self._rows: list[tuple[str, str, str, int]] = []
         self._characters = 0
@@ -104,9 +115,12 @@ class TextWriter:
         self._rows, self._characters = [], 0
 
 
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The record batches of a file, memory mapped."""
-    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+def read_batches(path: Path | pa.Buffer) -> Iterator[pa.RecordBatch]:
+    """The record batches of a file, memory mapped, or of what was written in memory."""
+    with (
+        pa.memory_map(str(path)) if isinstance(path, Path) else pa.BufferReader(path) as source,
+        pa.ipc.open_stream(source) as reader,
+    ):
         yield from reader
 
 

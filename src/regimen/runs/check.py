@@ -38,15 +38,20 @@ def prepare(settings: Mapping[str, Any]) -> None:
     index, count = shard["index"], shard["count"]
     if count < 1 or not 0 <= index < count:
         raise ConfigError("no such shard", got=f"shard.index={index} shard.count={count}", allowed="0 <= index < count")
+    if settings["dry_run"]:
+        from regimen.runs.dry_run import dry_run
+
+        return dry_run(settings)
     path = prepare_pool(settings, progress=True, shard=(index, count))
     if path is None:
         print(f"shard {index} of {count} is prepared; the pool is whole when all are")
-        return
+        return None
     pool = Pool.open(path)
     Console().print(_pool_tree(pool), _overlap_line(pool))
     if skipped := sum(pool.manifest["skipped"].values()):
         print(f"{skipped} bad record{'s' * (skipped != 1)} skipped: the manifest counts them by file")
     print(path)
+    return None
 
 
 def check(settings: Mapping[str, Any], folder: Path) -> None:

@@ -41,10 +41,14 @@ def hours(experiment: Experiment, flops: float) -> str:
     """Time for `flops` model FLOPs on this machine's devices, in words."""
     trainer: Mapping[str, Any] = experiment.settings["trainer"]
     gpus = processes(trainer) if torch.cuda.is_available() else 1
-    seconds = flops / (flops_per_second() * gpus)
+    return duration(flops / (flops_per_second() * gpus))
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
 
 
 def state(experiment: Experiment) -> Memory:
@@ -77,6 +81,8 @@ def activation_bytes(experiment: Experiment) -> float:
 
 def gigabytes(size: float) -> str:
     """A size in words."""
+    if size >= 1e12:
+        return f"{size / 1e12:,.1f} TB"
     if size >= 1e9:
         return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e6:.2f} MB"

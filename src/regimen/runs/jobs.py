@@ -76,6 +76,7 @@ def run(command: str, config: DictConfig) -> None:
         validate.settings(settings)
         if command != "prepare":
             validate.rows(settings)
+            _refuse_dry_run(command, settings)
         if command == "train":
             from regimen.runs.train import train
 
@@ -99,6 +100,15 @@ def run(command: str, config: DictConfig) -> None:
             check(settings, folder)
     except RegimenError as error:
         raise Refused(f"error: {job}{error}") from None
+
+
+def _refuse_dry_run(command: str, settings: dict[str, Any]) -> None:
+    if settings["dry_run"]:
+        raise ConfigError(
+            f"a dry run is for preparing, and {command} would not be dry",
+            got="dry_run=true",
+            do="regimen prepare dry_run=true ... for the data, regimen check ... for the training",
+        )
 
 
 def speaks() -> bool:

@@ -112,6 +112,11 @@ GROUPS: Mapping[str, Mapping[str, Rule]] = {
         "runs": _whole(1),
     },
     "shard": {"index": _whole(0), "count": _whole(1)},
+    "forecast": {
+        **dict.fromkeys(("rows", "documents"), _or_null(_number(1), "what the source holds")),
+        "document_tokens": _or_null(_POSITIVE, "the mean of the sample"),
+        "sample_mb": _POSITIVE,
+    },
     "logger": dict.fromkeys(("wandb", "tensorboard"), Rule("a mapping", lambda v: isinstance(v, Mapping))),
     "logger.wandb": {
         "project": _ANY,
@@ -140,6 +145,7 @@ SINGLE: Mapping[str, Rule] = {
     "stages": Rule("a mapping of stages", lambda v: isinstance(v, Mapping)),
     "rounds": _whole(1),
     "only_stages": _SWITCH,
+    "dry_run": _SWITCH,
     "dataset.max_epochs_per_domain": _or_null(_whole(1), "no cap"),
     "optimizer.lr": _POSITIVE,
 }

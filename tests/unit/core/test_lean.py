@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regimen.core.errors import ConfigError
+from regimen.core.footprint import Footprint
 from regimen.core.index import PoolIndex
 from regimen.core.lanes import Lanes, id_type
 from regimen.core.plan import Plan, digest_of
@@ -114,14 +115,24 @@ def test_what_a_stream_keeps_of_a_row() -> None:
     index = PoolIndex(domains=("a", "b"), offsets=torch.tensor([0, 4000, rows]), target_tokens=8)
     s = Stream(index, seed=0, batch_size=8, total_steps=rows // 8, max_epochs=4)
     s.next()
-    assert kept(s) == 5 * rows
+    assert kept(s) == 5 * rows == Footprint(rows=rows).total
     s.update(Plan(order=torch.arange(rows).flip(0)))
     s.next()
-    assert kept(s) == (5 + 4 + 8) * rows
+    assert kept(s) == (5 + 4 + 8) * rows == Footprint(rows=rows, ordered=True).total
     s = Stream(index, seed=0, batch_size=8, total_steps=rows // 8, max_epochs=4)
     s.update(Plan(keep=torch.arange(0, rows, 2)))
     s.next()
-    assert kept(s) == rows + (4 + 8) * rows // 2
+    assert kept(s) == rows + (4 + 8) * rows // 2 == Footprint(rows=rows, kept=0.5).total
+
+
+def test_what_an_index_keeps_of_a_row() -> None:
+    tokens, offsets = torch.ones(50, dtype=torch.int32), torch.tensor([0, 50])
+    ragged = PoolIndex(domains=("a",), offsets=offsets, target_tokens=tokens)
+    assert isinstance(ragged.target_tokens, torch.Tensor)
+    assert ragged.target_tokens.nbytes == Footprint(rows=50, ragged=True).index
+    both = PoolIndex(domains=("a",), offsets=offsets, target_tokens=tokens, input_tokens=tokens)
+    assert both.input_tokens is not None
+    assert 2 * both.input_tokens.nbytes == Footprint(rows=50, examples=True).index
 
 
 def kept(stream: Stream) -> int:

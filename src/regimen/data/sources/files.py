@@ -7,8 +7,10 @@ are documents of one domain, named after it.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +61,7 @@ class FileSource:
     def parts(self) -> list[Part]:
         return self._parts
 
-    def read(self, part: Part, bad: BadRecords) -> Iterator[Record]:
+    def read(self, part: Part, bad: BadRecords) -> Generator[Record, None, None]:
         from regimen.data.sources import formats
 
         if self._fs.size(part.path) == 0:
@@ -78,6 +80,33 @@ class FileSource:
             )
         if count == 0:
             bad.report("the file has no records", file=part.path, line=0)
+
+    def stored(self, part: Part) -> int:
+        """Bytes of a part as it lies there, compressed or not."""
+        return int(self._fs.size(part.path) or 0)
+
+    @contextmanager
+    def metered(self, part: Part, bad: BadRecords) -> Iterator[tuple[Iterator[Record], Callable[[int, int], float]]]:
+        """The records of a part, and what says which share of the part the first n of them, of so many bytes, are."""
+        if self.settings.source == "parquet":
+            import pyarrow.parquet as pq
+
+            with self._fs.open(part.path, "rb") as file:
+                rows = pq.ParquetFile(file).metadata.num_rows
+            yield self.read(part, bad), lambda n, size: n / max(rows, 1)
+            return
+        alike, stored = copy.copy(self), max(self.stored(part), 1)
+        alike._fs = places = _Places(self._fs)
+        records = alike.read(part, bad)
+        try:
+            if self.settings.separator and not part.path.endswith(COMPRESSED):  # text comes in blocks, far ahead
+                between = len(self.settings.separator.encode())
+                yield records, lambda n, size: (size + n * between) / stored
+            else:
+                yield records, lambda n, size: places.at() / stored
+        finally:
+            records.close()
+            places.close()
 
     @cached_property
     def _parts(self) -> list[Part]:
@@ -128,6 +157,46 @@ class FileSource:
             allowed=f"a file, a glob in quotes, or a folder of {wanted} files, also with {', '.join(COMPRESSED)}",
             do="correct dataset.path=..., or choose another format with dataset=jsonl, parquet or text",
         )
+
+
+class _Places:
+    """A file system that knows how far into the stored bytes of a file its reader has come."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs, self._raw = fs, None
+
+    def open(self, path: str, mode: str, compression: str | None = None) -> Any:
+        from fsspec.compression import compr
+        from fsspec.utils import infer_compression
+
+        self._raw = self._fs.open(path, mode)
+        name = infer_compression(path) if compression == "infer" else compression
+        if name is None and not path.endswith(COMPRESSED):
+            return self._raw
+        return _Sips(self._raw) if name is None else compr[name](_Sips(self._raw), mode=mode)
+
+    def at(self) -> int:
+        return 0 if self._raw is None else int(self._raw.tell())
+
+    def close(self) -> None:
+        if self._raw is not None:
+            self._raw.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fs, name)
+
+
+class _Sips:
+    """A compressed file read a little at a time, so that its place is near what was made of it."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._raw.read(min(size, 1024) if size >= 0 else size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
 
 
 def _stem(path: str) -> str:
