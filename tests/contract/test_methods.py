@@ -128,6 +128,10 @@ OFTEN = {
     "velocitune": ["strategies.velocitune.when.steps=2"],
 }
 COMPOSED = {
+    "adapt after a warm-up": [  # cut inside the warm-up
+        *("method=adapt", TARGET, "strategies.adapt.warmup_steps=6", "strategies.adapt.every=3"),
+        "strategies.adapt.tau=0.05",
+    ],
     "folding+loss_weighting": ["method=[folding,loss_weighting]", "trainer.micro_batch_size=2"],
     "topk+odm+sorted+loss_weighting": [
         "method=[topk,odm,sorted,loss_weighting]",

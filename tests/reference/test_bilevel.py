@@ -102,6 +102,29 @@ def test_a_fixed_preconditioner_multiplies_the_targets_gradient() -> None:
     assert float((closed_form(SCORES) - exact).abs().max()) > 1e-2
 
 
+def test_a_cold_adam_step_tells_nothing_and_a_warm_one_does() -> None:
+    """The first step of Adam is the sign of the gradient, which small changes of the weights leave: hence plain steps.
+
+    Differentiated through both moments, after t - 1 steps with even weights.
+    """
+
+    def slope(t: int) -> float:
+        theta, m, v = THETA["theta"], torch.zeros(V, D, dtype=torch.float64), torch.zeros(V, D, dtype=torch.float64)
+        for k in range(1, t + 1):
+            scores = SCORES.clone().requires_grad_()
+            leaf = theta.clone().requires_grad_()
+            w = (scores / TAU).softmax(0) if k == t else torch.full((B,), 1 / B, dtype=torch.float64)
+            (g,) = torch.autograd.grad((w * TRAIN({"theta": leaf})).sum(), leaf, create_graph=True)
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g.square()
+            move = (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8)
+            if k < t:
+                theta, m, v = (theta - 0.01 * move).detach(), m.detach(), v.detach()
+        (found,) = torch.autograd.grad(TARGET({"theta": theta - 0.01 * move}).mean(), scores)
+        return float(found.norm())
+
+    assert slope(1) < 1e-6 < 1e-4 < slope(50)
+
+
 @given(st.integers(0, 10**6), st.integers(1, 9))
 def test_t5_rows_that_are_the_same_get_no_gradient_at_all(seed: int, count: int) -> None:
     shares = drawn(seed, count).softmax(0)

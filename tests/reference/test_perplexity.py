@@ -1,4 +1,4 @@
-"""Perplexity pruning: ranks by hand; the trigram model against an independent dictionary of modified Kneser-Ney."""
+"""Perplexity pruning: ranks by hand; the n-gram model against an independent dictionary of modified Kneser-Ney."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from regimen.core.errors import ConfigError
 from regimen.selection.perplexity import Perplexity
-from regimen.signals.kneser_ney import NgramPerplexity, Trigrams
+from regimen.signals.kneser_ney import NgramPerplexity, words_of
+from regimen.signals.ngram_model import Ngrams
 from tests.reference.observations import LOSS
 from tests.reference.selections import check_selector, kept
 from tests.reference.texts import Texts, real
@@ -49,28 +50,30 @@ def test_properties(scores, data):
     check_selector(Perplexity(by=LOSS, keep=keep, ratio=None, count=count), scores, count, seed=count)
 
 
-class Dictionary:
-    """Interpolated modified Kneser-Ney trigrams, word by word, as its formulas say."""
+def windows(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
 
-    def __init__(self, rows: list[list[str]]) -> None:
-        third = Counter(t for r in rows for t in zip(["<", "<", *r], ["<", *r], r, strict=False))
-        second, first = Counter(t[1:] for t in third), Counter()
-        for _, word in second:
-            first[(word,)] += 1
-        self.counts = {1: first, 2: second, 3: third}
+
+class Dictionary:
+    """Interpolated modified Kneser-Ney, word by word, as its formulas say."""
+
+    def __init__(self, rows: list[list[str]], n: int = 3) -> None:
+        self.counts = {n: Counter(t for r in rows for t in windows(["<"] * (n - 1) + r, n))}
+        for k in range(n - 1, 0, -1):
+            self.counts[k] = Counter(gram[1:] for gram in self.counts[k + 1])  # distinct words before each
         self.words = [*sorted({w for r in rows for w in r}), "?"]
-        self.followers = {n: defaultdict(list) for n in (1, 2, 3)}
-        for n, counts in self.counts.items():
+        self.followers = {k: defaultdict(list) for k in self.counts}
+        for k, counts in self.counts.items():
             for gram, count in counts.items():
-                self.followers[n][gram[:-1]].append(count)
+                self.followers[k][gram[:-1]].append(count)
 
     def taken(self, n: int, count: int) -> float:
-        c = Counter(self.counts[n].values())
-        if not all(c[i] for i in (1, 2, 3, 4)):
-            return [0, 0.5, 1.0, 1.5][min(count, 3)]
-        y = c[1] / (c[1] + 2 * c[2])
-        discounts = [0, *(k - (k + 1) * y * c[k + 1] / c[k] for k in (1, 2, 3))]
-        return (discounts if min(discounts[1:]) > 0 else [0, 0.5, 1.0, 1.5])[min(count, 3)]
+        c, k = Counter(self.counts[n].values()), min(count, 3)
+        if all(c[i] for i in {1, 2, k, k + 1}):
+            discount = k - (k + 1) * c[1] / (c[1] + 2 * c[2]) * c[k + 1] / c[k]
+            if discount > 0:
+                return discount
+        return [0, 0.5, 1.0, 1.5][k]
 
     def p(self, *gram: str) -> float:
         if not gram:
@@ -83,6 +86,10 @@ class Dictionary:
         return (count - self.taken(n, count)) / sum(seen) + backoff * self.p(*gram[1:])
 
 
+def fit(texts: list[str], **settings: int) -> Ngrams:
+    return Ngrams.fit(texts, words_of, **settings)
+
+
 def sample(words: int, size: int, seed: int = 0) -> list[str]:
     """Rows of a Zipf-like draw of words."""
     draw = np.random.default_rng(seed)
@@ -90,47 +97,50 @@ def sample(words: int, size: int, seed: int = 0) -> list[str]:
     return [" ".join(f"w{i}" for i in row) for row in np.array_split(ranks, max(size // 12, 1))]
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
 @pytest.mark.parametrize(("words", "size"), [(5, 30), (12, 400), (60, 1500)])
-def test_probabilities_equal_the_dictionary(words, size):
+def test_probabilities_equal_the_dictionary(words, size, n):
     texts = sample(words, size)
-    model, slow = Trigrams.fit(texts, min_count=1), Dictionary([text.split() for text in texts])
+    model, slow = fit(texts, n=n), Dictionary([text.split() for text in texts], n)
     names = {**model.words, "?": 1, "<": 0}
-    grams = [
-        t for text in sample(words + 2, 200, seed=1) for t in zip(*(text.split()[i:] for i in range(3)), strict=False)
-    ]
+    grams = [gram for text in sample(words + 2, 200, seed=1) for gram in windows(text.split(), n)]
     grams = [tuple(w if w in model.words else "?" for w in gram) for gram in grams]
-    grams += [("<", "<", w) for w in slow.words] + [("<", w, v) for w, v in pairwise(slow.words)]
-    size = len(model.words) + 2
-    keys = np.array([(names[u] * size + names[v]) * size + names[w] for u, v, w in grams], np.int64)
-    assert model.probabilities(keys).tolist() == pytest.approx([slow.p(*gram) for gram in grams], rel=1e-9)
+    grams += [("<",) * (n - 1) + (w,) for w in slow.words]
+    grams += [("<",) * (n - 2) + (w, v) for w, v in pairwise(slow.words)]
+    found = model.probabilities(np.array([[names[w] for w in gram] for gram in grams], np.int64))
+    assert found.tolist() == pytest.approx([slow.p(*gram) for gram in grams], rel=1e-9)
 
 
-def test_probabilities_sum_to_one_after_any_two_words():
-    model = Trigrams.fit(sample(20, 300), min_count=2)
-    size = len(model.unigrams)
-    assert model.unigrams.sum() == pytest.approx(1)
-    for u, v in product(range(0, size, 3), repeat=2):
-        keys = np.array([(u * size + v) * size + w for w in range(1, size)], np.int64)
-        assert model.probabilities(keys).sum() == pytest.approx(1)
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_probabilities_sum_to_one_after_any_words(n):
+    """Of a vocabulary of five words and the unknown one, after all contexts of them; and of a larger one."""
+    for model in (fit(sample(5, 60), n=n), fit(sample(20, 300), n=n, min_count=2)):
+        size = len(model.unigrams)
+        assert model.unigrams.sum() == pytest.approx(1)
+        for context in product(range(0, size, 1 if size < 9 else 7), repeat=n - 1):
+            grams = np.array([[*context, w] for w in range(1, size)], np.int64)
+            assert model.probabilities(grams).sum() == pytest.approx(1, abs=1e-9)
 
 
 def test_perplexity_of_a_text():
     texts = ["the cat sat", "the cat ran", "a dog sat"]
-    model, slow = Trigrams.fit(texts, min_count=1), Dictionary([text.split() for text in texts])
+    model, slow = fit(texts), Dictionary([text.split() for text in texts])
     nats = slow.p("<", "<", "the"), slow.p("<", "the", "dog"), slow.p("the", "dog", "?")
     expected = math.exp(-sum(map(math.log, nats)) / 3)
-    assert model.perplexity("The  dog barked") == pytest.approx(expected)
-    assert model.perplexity("") == len(slow.words)
-    assert Trigrams.fit([], min_count=1).perplexity("x y") == pytest.approx(1), "one word is possible: the unknown one"
-    assert set(Trigrams.fit(texts, min_count=2).words) == {"the", "cat", "sat"}
+    assert model.perplexity(words_of("The  dog barked")) == pytest.approx(expected)
+    assert model.perplexity([]) == len(slow.words)
+    assert fit([]).perplexity(["x", "y"]) == pytest.approx(1), "one word is possible: the unknown one"
+    assert set(fit(texts, min_count=2).words) == {"the", "cat", "sat"}
 
 
 def test_a_row_is_not_measured_by_a_model_that_knows_it():
     texts = sample(30, 240)
     meter = Texts(texts, ["w1 w2 w3"])
     found = NgramPerplexity(train=["a"], min_count=1).measure(meter, meter.ids)
-    halves = [Trigrams.fit(texts[1 - part :: 2], min_count=1) for part in (0, 1)]
-    expected = [halves[i % 2].perplexity(text) for i, text in enumerate(texts)] + [halves[0].perplexity("w1 w2 w3")]
+    halves = [fit(texts[1 - part :: 2]) for part in (0, 1)]
+    expected = [halves[i % 2].perplexity(words_of(text)) for i, text in enumerate(texts)] + [
+        halves[0].perplexity(["w1", "w2", "w3"])
+    ]
     assert found.tolist() == pytest.approx(expected)
     known = NgramPerplexity(train=["a"], min_count=1, folds=1).measure(meter, meter.ids[:-1])
     assert bool((known < found[:-1]).double().mean() > 0.95)

@@ -34,6 +34,7 @@ class Learner(Weighter):
     held_out: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_one_of("reduction", self.reduction, ("token_mean", "sample_mean"))
         if self.target_rows is not None and self.target_rows < 1:
             raise ConfigError("target_rows counts rows", got=self.target_rows, allowed="1 or more, or null for all")
@@ -80,7 +81,7 @@ class Learner(Weighter):
 
     def lessons_in(self, total_steps: int) -> int:
         """How many lessons a run has."""
-        return sum(self.lessons(step, total_steps) for step in range(total_steps))
+        return sum(self.lessons(step, total_steps) for step in range(self.first_step(total_steps), total_steps))
 
     def row_passes(self) -> float:
         """Forward passes over each of its rows that a lesson costs; a backward pass counts as two."""

@@ -5,6 +5,7 @@ Letters: n rows seen, B rows of the global batch, K domains.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -227,9 +228,21 @@ class Weighter(Strategy):
     """Decides how much each example, or each target token, counts in the loss.
 
     It may need token signals, signals of domains and, with scope `batch`, signals of rows.
+
+    warmup_steps: optimizer steps before it begins, or below 1 a part of the run. Until then every example counts once,
+        whatever the reduction, and nothing is measured, observed or learnt: its state is that of the start.
     """
 
     kind: ClassVar[Kind] = "weighter"
+    warmup_steps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_steps < math.inf:
+            raise ConfigError("warmup_steps counts steps", got=self.warmup_steps, allowed="0 or more; below 1, a part")
+
+    def first_step(self, total_steps: int) -> int:
+        """Optimizer steps done before the first batch that it weighs."""
+        return int(self.warmup_steps) if self.warmup_steps >= 1 else round(self.warmup_steps * total_steps)
 
     @property
     def scope(self) -> Literal["example", "batch"]:
@@ -251,7 +264,7 @@ class Weighter(Strategy):
         raise NotImplementedError(type(self).__name__)
 
     def renews_target(self, step: int) -> bool:
-        """Whether the signals of the target set are measured for the batch after `step` optimizer steps."""
+        """Whether signals of the target set are measured for the batch that follows `step` steps after the warm-up."""
         return True
 
     def learning_rate_factor(self, state: Any, step: int) -> float:

@@ -70,6 +70,7 @@ class DogeProxy(Weighter):
     absent: Literal["zero", "last"] = "zero"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.absent not in ("zero", "last"):
             raise ConfigError("unknown absent of DoGE", got=self.absent, allowed="zero, last")
         if not (0 <= self.lr < math.inf and 0 < self.mu < math.inf):

@@ -55,6 +55,7 @@ class DoremiProxy(Weighter):
     loss: Literal["paper", "repo"] = "paper"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.reference, str):
             raise ConfigError(
                 "DoReMi's proxy has no reference model",

@@ -78,7 +78,8 @@ class Experiment:
             lessons = 0.0
             if isinstance(strategy, Learner):
                 lessons = strategy.lessons_in(steps) * strategy.passes(self.batch_rows)
-            return (passes * self.batch_rows + self._surveyed(needs)) * steps + lessons
+            weighed = max(steps - strategy.first_step(steps), 0)
+            return (passes * self.batch_rows + self._surveyed(needs)) * weighed + lessons
         assert trigger is not None, "only a weighter has no trigger"
         if not needs:
             return 0.0

@@ -3,10 +3,11 @@
 Paper: SoftDedup, arXiv 2407.06654, section 3. The commonness p of a row is the geometric mean of the probabilities of
 its n-grams under a Kneser-Ney model of the corpus itself; rows are cut into K segments by p, and each segment is drawn
 in proportion to 1 / p.
-Differs from the paper: the default model has trigrams of words instead of 4-grams of tokens, and 1 / p is its
-perplexity, so any signal that is higher for rarer rows may take its place; a segment's p is the mean over its rows; the
-paper's K and bounds are not known: 20 segments of as many rows each, weights at most `clip` times the lowest. What is
-drawn is with replacement, so passes over the pool have no meaning.
+Differs from the paper: 1 / p is the perplexity of the model, of 4-grams of the pool's tokens as in the paper, so any
+signal that is higher for rarer rows may take its place; a row is what the pool calls a row, which packing may make of
+several documents; a segment's p is the mean over its rows; the paper's K and bounds are not known: 20 segments of as
+many rows each, weights at most `clip` times the lowest. What is drawn is with replacement, so passes over the pool have
+no meaning.
 Beware: text that repeats for a reason, such as licences and headers of code, is drawn less often too.
 Letters: n rows to choose from, K segments.
 """
@@ -28,7 +29,7 @@ from regimen.core.strategy import Observation, Selection, Selector
 class SoftDedup(Selector):
     """All rows, with the weights by which they are drawn, of mean 1.
 
-    by: perplexity, 1 / p, above 0. Of the n-gram perplexity with `folds: 1`, since a row must be counted with the rest.
+    by: perplexity, 1 / p, above 0. The n-gram perplexity wants `folds: 1`, since a row is counted with the rest.
     segments: K, 1 or more; equal values share a segment.
     clip: the highest weight is at most this many times the lowest, 1 or more; null for no bound.
     """

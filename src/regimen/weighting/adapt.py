@@ -50,6 +50,7 @@ class Adapt(Weighter):
     centred: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.tau < math.inf:
             raise ConfigError("tau divides similarities", got=self.tau, allowed="above 0")
         if self.every < 1:

@@ -26,6 +26,7 @@ class Constant(Weighter):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.weight < math.inf:
             raise ConfigError("the constant weight is a factor", got=self.weight, allowed="0 or more")
 

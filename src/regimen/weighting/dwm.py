@@ -63,7 +63,8 @@ class Dwm(LearnedWeighter):
     input: what phi reads of a row: `features` (loss, length, novelty, domain), `pooled_hidden`, the language model's
         last hidden state, at a forward pass per row, or `encoder`, its tokens, by two layers of phi's own.
     stages: of equal length; before each but the first come `meta_steps` lessons, a number, or below 1 a part of the
-        stage's steps. rows: of a lesson. update_lm: whether the language model keeps the steps of the lessons.
+        stage's steps; those that fall into a warm-up are left out. rows: of a lesson.
+    update_lm: whether the language model keeps the steps of the lessons.
     meta_lr, clip: of AdamW on phi, without weight decay; 0 leaves it as it is.
     tau: temperature. floor: part of the weights that is uniform. entropy: bonus on the entropy of the weights.
     width, layers, heads, seed: of phi. length: tokens of a row that it reads. buckets: embeddings of `encoder`.
@@ -143,7 +144,8 @@ class Dwm(LearnedWeighter):
         return max(round(self.meta_steps * total_steps / self.stages), 1)
 
     def lessons_in(self, total_steps: int) -> int:
-        return sum(self.lessons(step, total_steps) for step in self.boundaries(total_steps))
+        first = self.first_step(total_steps)
+        return sum(self.lessons(step, total_steps) for step in self.boundaries(total_steps) if step >= first)
 
     def weighs(self, step: int, total_steps: int) -> bool:
         return self.weighter_from is not None or any(step >= first for first in self.boundaries(total_steps)[:1])

@@ -57,6 +57,7 @@ class EmbeddingLog(Weighter):
     max_mb: int = 2048
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_gradients(self.by, self.reduction)
         if self.lr_mode not in ("scaled", "none"):
             raise ConfigError("unknown lr_mode", got=f"lr_mode={self.lr_mode}", allowed="scaled, none")

@@ -40,6 +40,7 @@ class Focal(Weighter):
     norm: Literal["count", "sum"] = "count"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.gamma < math.inf:
             raise ConfigError("gamma of the focal loss is an exponent", got=self.gamma, allowed="0 or more")
         for name, value, allowed in (("level", self.level, ("token", "row")), ("norm", self.norm, ("count", "sum"))):

@@ -59,6 +59,7 @@ class GroupDro(Weighter):
     reduction: Literal["token_mean", "sample_mean"] = "token_mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("step_size", self.step_size), ("adjustment", self.adjustment)):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name} of group_dro cannot be negative", got=value, allowed="0 or more")

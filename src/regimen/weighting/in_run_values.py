@@ -48,6 +48,7 @@ class InRunValues(Weighter):
     reduction: Literal["token_mean", "sample_mean"] = "token_mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_gradients(self.by, self.reduction)
         if self.order not in (1, 2):
             raise ConfigError("unknown order of the expansion", got=f"order={self.order}", allowed="1, 2")

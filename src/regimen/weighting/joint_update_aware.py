@@ -57,6 +57,7 @@ class JointUpdateAware(Weighter):
     every: int = 50
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(self, "iterations", "every")
         check_positive(self, "tau")
         if not 0 <= self.beta < math.inf:

@@ -35,6 +35,7 @@ class LearningToReweight(Weighter):
     reduction: Literal["token_mean", "sample_mean"] = "token_mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_reduction(self.reduction)
 
     @property

@@ -55,6 +55,7 @@ class LossWeighting(Weighter):
     guard: float = 1e-3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value, allowed in (
             ("strategy", self.strategy, STRATEGIES),
             ("norm", self.norm, NORMS),

@@ -49,6 +49,7 @@ class LrMatched(Weighter):
     scale: Literal["lr", "loss"] = "lr"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.multiplier is None) == (self.run is None):
             raise ConfigError(
                 "either a number or a run says how far to step",

@@ -40,6 +40,7 @@ class Rho1(Weighter):
     reference: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.ratio <= 1:
             raise ConfigError("ratio is the part of the tokens to keep", got=self.ratio, allowed="0 < ratio <= 1")
         if not isinstance(self.reference, str):

@@ -30,6 +30,7 @@ class ShuffledWeights(Weighter):
     of: Weighter
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.of, Weighter):
             raise ConfigError(
                 "shuffled_weights wraps a weighter",
@@ -47,6 +48,10 @@ class ShuffledWeights(Weighter):
     @property
     def unit(self) -> Literal["row", "token"]:
         return self.of.unit
+
+    def first_step(self, total_steps: int) -> int:
+        """After both warm-ups, the later of the two."""
+        return max(super().first_step(total_steps), self.of.first_step(total_steps))
 
     def init(self, index: PoolIndex) -> Any:
         return self.of.init(index)

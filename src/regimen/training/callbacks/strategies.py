@@ -61,7 +61,7 @@ class StrategyCallback(pl.Callback, Generic[S]):
         step = self.context.step
         if step is None:
             return
-        if self._observes:
+        if self._observes and self._begun(step.number - 1):
             self.state = self.strategy.observe(self.state, self._watched(step))
         if self._due(step.number):
             self._decide_once(trainer, step.number)
@@ -73,6 +73,10 @@ class StrategyCallback(pl.Callback, Generic[S]):
         raise NotImplementedError(self.kind)
 
     # ---- shared --------------------------------------------------------------------------------------------
+
+    def _begun(self, step: int) -> bool:
+        """Whether the strategy is at work in the batch after `step` steps."""
+        return True
 
     def _due(self, step: int) -> bool:
         total = self.context.total_steps

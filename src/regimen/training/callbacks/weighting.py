@@ -62,16 +62,26 @@ class WeightingCallback(StrategyCallback[Weighter]):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         if batch.micro == 0:
-            board, ids, step = self.context.board, self.context.loader.global_ids, batch.step
-            assert board is not None
-            rows = self._of_rows
-            if isinstance(self.strategy, Learner):
-                self.state = Lessons(self.name, self.strategy, self.context).before(trainer, self.state, step)
-                rows = rows if self.strategy.weighs(step, self.context.total_steps) else []
-            self._surveyed = {s: board.values(s, ids, step=step) for s in (*self._of_domains, *rows)}
-            renewed = self.strategy.needs_of_target() if self.strategy.renews_target(step) else ()
-            self._targets = {s: board.target_values(s, step=step) for s in renewed}
-            self._scale_learning_rate(trainer, self.strategy.learning_rate_factor(self.state, step))
+            self._surveyed, self._targets = {}, {}
+            if self._begun(batch.step):
+                self._prepare(trainer, batch.step)
+
+    def _begun(self, step: int) -> bool:
+        return step >= self.strategy.first_step(self.context.total_steps)
+
+    def _prepare(self, trainer: pl.Trainer, step: int) -> None:
+        """Teach the weighter and measure what it needs for the batch after `step` steps."""
+        board, ids, total = self.context.board, self.context.loader.global_ids, self.context.total_steps
+        assert board is not None
+        rows = self._of_rows
+        if isinstance(self.strategy, Learner):
+            self.state = Lessons(self.name, self.strategy, self.context).before(trainer, self.state, step)
+            rows = rows if self.strategy.weighs(step, total) else []
+        self._surveyed = {s: board.values(s, ids, step=step) for s in (*self._of_domains, *rows)}
+        renews = self.strategy.renews_target(step - self.strategy.first_step(total))
+        renewed = self.strategy.needs_of_target() if renews else ()
+        self._targets = {s: board.target_values(s, step=step) for s in renewed}
+        self._scale_learning_rate(trainer, self.strategy.learning_rate_factor(self.state, step))
 
     def _scale_learning_rate(self, trainer: pl.Trainer, factor: float) -> None:
         """For the step at hand; the schedule sets the rate of the next one anew."""
@@ -83,6 +93,8 @@ class WeightingCallback(StrategyCallback[Weighter]):
 
     def weigh(self, losses: Tensor, batch: Batch) -> Tensor:
         """Weights (b,), or (b, L) of tokens, for token losses (b, L) of a micro-batch."""
+        if not self._begun(batch.step):
+            return torch.ones_like(losses if self._by_token else losses[:, 0])
         if batch.micro == 0:
             self._columns, self._everyone = [], None
         if self.strategy.scope == "example":
