@@ -8,8 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
+import torch
 
+from regimen.runs.experiment import make_pool
 from regimen.runs.export import export
+from regimen.runs.optimizers import make_optimizer
+from regimen.runs.references import RunModels, read_run
+from regimen.training.module import LanguageModule, Objective
+from regimen.training.sketching import Moments
 from tests.support.sharded import (
     STRATEGIES,
     TWO,
@@ -44,6 +51,30 @@ def test_the_export_is_the_model_that_one_process_trains(strategy: str, one: Pat
     first, second = (dict(m.named_parameters()) for m in models)
     assert first.keys() == second.keys()
     assert max(float((first[n] - second[n]).detach().abs().max()) for n in first) < 2e-6
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_methods_read_the_model_and_its_moments(strategy: str, one: Path, two: Path) -> None:
+    """As those that measure under a finished run do, in one process; Adam's moments make directions of gradients."""
+    models, moments = zip(*(loaded(run) for run in (one, two / strategy)), strict=True)
+    first, second = (dict(m.named_parameters()) for m in models)
+    assert max(float((first[n] - second[n]).detach().abs().max()) for n in first) < 2e-6
+    mine, theirs = moments
+    assert mine.first.keys() == theirs.first.keys() == first.keys()
+    assert (mine.betas, mine.eps) == (theirs.betas, theirs.eps)
+    for name in first:
+        for a, b in ((mine.first, theirs.first), (mine.second, theirs.second)):
+            assert torch.allclose(a[name].view_as(b[name]), b[name], rtol=1e-3, atol=1e-7), name
+
+
+def loaded(run: Path) -> tuple[torch.nn.Module, Moments]:
+    settings, _ = read_run(run)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    host = LanguageModule(torch.nn.Linear(1, 1), Objective(kind="sft"), make_optimizer(settings["optimizer"], 1))
+    found = RunModels(make_pool(settings, progress=False), trainer, host).load(str(run))
+    moments = found.moments()
+    assert moments is not None
+    return found.module.model, moments
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(examples: Path, two: Path) -> None:

@@ -122,11 +122,12 @@ def test_bfloat16(examples: Path) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_killed_on_both_ranks_goes_on_bit_for_bit(strategy: str, examples: Path) -> None:
-    long = ("budget.steps=40", "++strategies.every.names=['loss']", "+model.config.attention_dropout=0.2")
+    long = ("budget.steps=40", "dataset.max_epochs_per_domain=null", "+model.config.attention_dropout=0.2")
+    long += ("++strategies.every.names=['loss']",)
     values = f"{examples}/killed-values"
     grid(examples, "whole", (strategy,), *TWO, *long, values=values)
     whole, killed = examples / "whole" / strategy, examples / "killed" / strategy
-    step, metrics, deadline = random.randint(7, 20), killed / "metrics.jsonl", time.monotonic() + 200
+    step, metrics, deadline = random.randint(7, 20), killed / "metrics.jsonl", time.monotonic() + 400
     command = launch(examples, "killed", (strategy,), *TWO, *long, values=values)
     process = subprocess.Popen(**command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
