@@ -132,6 +132,27 @@ def test_a_descent_too_fast_is_refused(meter: RowMeter) -> None:
         CoState(descent=Descent(steps=4, lr=1e30, batch_rows=4, hessian="none")).measure(meter, IDS)
 
 
+def test_a_walk_back_is_found_under_its_own_key_alone(meter: RowMeter, tmp_path: Path) -> None:
+    """What was kept of one descent, of one set of rows, under one model is of no use to another."""
+    clock, wanted = meter.sweeper.clock, CoState(descent=SHORT).measure(meter, IDS)
+    others = [
+        (CoState(descent=Descent(**{**vars(SHORT), "seed": 1})), IDS),
+        (CoState(descent=SHORT), IDS.flip(0)),
+        (CoState(kind="pds", descent=SHORT), IDS),  # needs no lengths
+    ]
+    before = [signal.measure(meter, ids) for signal, ids in others]
+    with meter.halfway.at(tmp_path):
+        assert torch.equal(CoState(descent=SHORT).measure(meter, IDS), wanted)
+        assert len(list(tmp_path.glob("descent-*.pt"))) == 1
+        flops = clock.charges["measuring"].flops
+        again = CoState(descent=SHORT).measure(meter, IDS)  # all of it was kept
+        assert torch.equal(again, wanted) and len(list(tmp_path.iterdir())) == 1
+        assert clock.charges["measuring"].flops > flops, "and is charged"
+        for (signal, ids), found in zip(others, before, strict=True):
+            assert torch.equal(signal.measure(meter, ids), found)
+        assert len(list(tmp_path.iterdir())) == 4
+
+
 # ---- planted noise ------------------------------------------------------------------------------------------------
 
 

@@ -243,6 +243,26 @@ def test_a_walk_back_goes_on_after_an_interruption() -> None:
             assert a.ahead is not None and b.ahead is not None and torch.equal(a.ahead, b.ahead)
 
 
+@pytest.mark.parametrize("descent", [LM, replace(LM, annotate_every=4), replace(LM, start=2, annotate_every=3)])
+def test_what_is_measured_goes_on_after_an_interruption(descent: Descent) -> None:
+    """V6: from wherever rows were measured last; what was measured is not measured again."""
+    of, kept, asked = lm(), [], []
+
+    def measure(theta: Tensor, ahead: Tensor | None) -> Tensor:
+        asked.append(ahead is not None)
+        return row_products(of.losses, theta, ahead, of.rows, backend="loop", norms=True, epsilon=1e-5)
+
+    whole = measured_along(of.problem, of.theta, descent, measure, norms=True, keep=kept.append)
+    everything = list(asked)
+    assert everything == [False] * (descent.after not in descent.times) + [True] * len(descent.times)
+    assert [done.time for done in kept] == [descent.after, *descent.times[::-1]]
+    for number, done in enumerate(kept, start=1):
+        asked.clear()
+        rest = measured_along(of.problem, of.theta, descent, measure, norms=True, since=done)
+        assert asked == everything[number:]
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole, strict=True))
+
+
 def test_parts_add_up() -> None:
     of = lm()
     halves = [slice(0, 12), slice(12, 24)]

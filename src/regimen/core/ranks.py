@@ -22,3 +22,17 @@ def stable_rank(values: Tensor, *, ties: Tensor) -> Tensor:
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
     return rank
+
+
+def mean_rank(values: Tensor) -> Tensor:
+    """Ranks (n,) float64 of `values` (n,), 0 for the lowest; equal values have the mean of their places."""
+    ordered = values.sort().values
+    first, behind = (torch.searchsorted(ordered, values, right=right).double() for right in (False, True))
+    return (first + behind - 1) / 2
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Rank correlation of numbers (n,) and (n,), ties by their mean rank; 0 where one of both is constant."""
+    x, y = (mean_rank(values) - (len(values) - 1) / 2 for values in (a, b))
+    size = float(x.norm() * y.norm())
+    return float(x @ y) / size if size > 0 else 0.0

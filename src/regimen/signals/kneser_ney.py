@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regimen.core.checks import check_polarity
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Meter, Signal
 from regimen.signals.ngrams import WORD, check_ngrams, domain_names, rows_of, texts_of
@@ -134,6 +135,7 @@ class NgramPerplexity(Signal):
         others. 1 measures every row by the model of all.
     min_count: rarer words are one unknown word, which saves memory. Above 1, text in which most words are unknown looks
         familiar, for unknown words then predict each other. With 1, as in KenLM, only a word never counted is unknown.
+    polarity: 1 gives perplexities; -1 turns their sign, where familiar text is good.
     """
 
     forwards: ClassVar[float] = 0.0
@@ -141,8 +143,10 @@ class NgramPerplexity(Signal):
     max_rows: int | None = None
     folds: int = 2
     min_count: int = 1
+    polarity: int = 1
 
     def __post_init__(self) -> None:
+        check_polarity(self.polarity)
         if self.train is not None:
             object.__setattr__(self, "train", domain_names("train", self.train))
         check_ngrams(3, self.max_rows)
@@ -163,7 +167,7 @@ class NgramPerplexity(Signal):
             model = Trigrams.fit(list(_without(texts, part, self.folds)), min_count=self.min_count)
             values = [model.perplexity(text) for text in texts_of(meter, ids[mine])] if len(mine) else []
             found[mine] = torch.tensor(values, dtype=torch.float64)
-        return found
+        return self.polarity * found
 
     def _folds(self, counted: Tensor, ids: Tensor) -> Tensor:
         """(n,) the part that each row belongs to, by its place among the counted rows; 0 for a row not counted."""
