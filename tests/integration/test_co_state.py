@@ -213,15 +213,19 @@ def scored(home: Path, name: str, *overrides: str) -> dict:
     return {"values": array, "record": told}
 
 
-@pytest.mark.slow
-def test_two_processes_score_as_one(tmp_path: Path) -> None:
+SCORER = [f"strategies.lqs.by.scorer.{x}" for x in ("model=own", "rows=30", "epochs=2", "batch_rows=4", "lr=1e-2")]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("more", "near"), [([], 1e-5), (SCORER, 1e-3)], ids=["measured", "learnt"])
+def test_two_processes_score_as_one(tmp_path: Path, more: list[str], near: float) -> None:
     """V9: every row has the score that it has in one process, with a number of rows that two do not divide."""
     import numpy as np
 
     write_corpus(tmp_path / "corpus", documents=7)
-    one = scored(tmp_path, "one")
-    two = scored(tmp_path, "two", "trainer=ddp", "trainer.accelerator=cpu")
+    one = scored(tmp_path, "one", *more)
+    two = scored(tmp_path, "two", "trainer=ddp", "trainer.accelerator=cpu", *more)
     a, b = (np.load(found["values"]) for found in (one, two))
     assert len(a) % 2 == 1 and len(a) == len(b)
     assert one["record"][0]["kind"] == "selector"
-    assert np.allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
+    assert np.allclose(a, b, rtol=1e-4, atol=near * np.abs(a).max())

@@ -94,6 +94,7 @@ def test_the_scalar_problem_in_exact_rationals(memory: str) -> None:
     found = along(of, descent)
     assert close(combined(found, "pds"), [113557 / 25600, -1999 / 3200])
     assert close(combined(found, "lqs"), [8516539 / 1775360, -130097 / 82880])
+    assert close(-descent.lr * combined(found, "pds"), [-0.44358203125, 0.06246875])  # dA / d gamma
     late = along(of, replace(descent, start=1))
     assert close(combined(late, "lqs"), [59639 / 23360, -130097 / 82880])
     # By hand in fractions: |g| of both rows is |theta - 1| and 4 |theta|, at the four times.
