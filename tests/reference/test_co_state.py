@@ -94,6 +94,7 @@ def test_the_scalar_problem_in_exact_rationals(memory: str) -> None:
     found = along(of, descent)
     assert close(combined(found, "pds"), [113557 / 25600, -1999 / 3200])
     assert close(combined(found, "lqs"), [8516539 / 1775360, -130097 / 82880])
+    assert close(-descent.lr * combined(found, "pds"), [-0.44358203125, 0.06246875])  # dA / d gamma
     late = along(of, replace(descent, start=1))
     assert close(combined(late, "lqs"), [59639 / 23360, -130097 / 82880])
     # By hand in fractions: |g| of both rows is |theta - 1| and 4 |theta|, at the four times.
@@ -241,6 +242,26 @@ def test_a_walk_back_goes_on_after_an_interruption() -> None:
         for a, b in zip(rest, whole[cut + 1 :], strict=True):
             assert torch.equal(a.theta, b.theta) and torch.equal(a.co_state, b.co_state)
             assert a.ahead is not None and b.ahead is not None and torch.equal(a.ahead, b.ahead)
+
+
+@pytest.mark.parametrize("descent", [LM, replace(LM, annotate_every=4), replace(LM, start=2, annotate_every=3)])
+def test_what_is_measured_goes_on_after_an_interruption(descent: Descent) -> None:
+    """V6: from wherever rows were measured last; what was measured is not measured again."""
+    of, kept, asked = lm(), [], []
+
+    def measure(theta: Tensor, ahead: Tensor | None) -> Tensor:
+        asked.append(ahead is not None)
+        return row_products(of.losses, theta, ahead, of.rows, backend="loop", norms=True, epsilon=1e-5)
+
+    whole = measured_along(of.problem, of.theta, descent, measure, norms=True, keep=kept.append)
+    everything = list(asked)
+    assert everything == [False] * (descent.after not in descent.times) + [True] * len(descent.times)
+    assert [done.time for done in kept] == [descent.after, *descent.times[::-1]]
+    for number, done in enumerate(kept, start=1):
+        asked.clear()
+        rest = measured_along(of.problem, of.theta, descent, measure, norms=True, since=done)
+        assert asked == everything[number:]
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole, strict=True))
 
 
 def test_parts_add_up() -> None:

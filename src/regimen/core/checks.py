@@ -32,3 +32,9 @@ def check_positive(of: object, *names: str) -> None:
             raise ConfigError(
                 f"{name} of {type(of).__name__} must be positive", got=f"{name}={value}", allowed="above 0"
             )
+
+
+def check_polarity(polarity: object) -> None:
+    """Refuse a polarity that is neither 1 nor -1."""
+    if polarity not in (1, -1):
+        raise ConfigError("polarity says which scores are good", got=polarity, allowed="1 (high ones), -1 (low ones)")

@@ -43,3 +43,17 @@ def is_permutation(keys: Tensor) -> bool:
     seen = torch.zeros(n, dtype=torch.bool)
     seen[keys] = True
     return bool(seen.all())
+
+
+def mean_rank(values: Tensor) -> Tensor:
+    """Ranks (n,) float64 of `values` (n,), 0 for the lowest; equal values have the mean of their places."""
+    ordered = values.sort().values
+    first, behind = (torch.searchsorted(ordered, values, right=right).double() for right in (False, True))
+    return (first + behind - 1) / 2
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Rank correlation of numbers (n,) and (n,), ties by their mean rank; 0 where one of both is constant."""
+    x, y = (mean_rank(values) - (len(values) - 1) / 2 for values in (a, b))
+    size = float(x.norm() * y.norm())
+    return float(x @ y) / size if size > 0 else 0.0

@@ -16,6 +16,7 @@ from regimen.core.descent import AlongDescent, Descent
 from regimen.core.index import PoolIndex
 from regimen.core.lookahead import Lookahead, Looked, Slope
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
+from regimen.core.scoring import Scorer
 
 
 class Meter(Protocol):
@@ -89,6 +90,13 @@ class Meter(Protocol):
 
         The descent's own rows are drawn from all rows of this meter. norms: whether lengths are needed.
         Raises ConfigError where there is no target set, or the descent diverges.
+        """
+        ...
+
+    def learnt(self, ids: Tensor, places: Tensor, scores: Tensor, scorer: Scorer) -> Tensor:
+        """Scores (n,) float64 of rows by a model that learns them from scores (m,) of those at `places` (m,) in `ids`.
+
+        Raises ConfigError for scores that cannot be learnt from, or an unknown model.
         """
         ...
 
@@ -174,11 +182,13 @@ class Signal:
     forwards: forward passes over an example that measuring it costs; the cost estimate uses it.
     by_row: a row's value depends on no other row that is measured with it, so that rows may be measured a part at a
         time, and what was measured before a kill is kept.
+    halfway: a measurement of all rows at once keeps how far it is, so that after a kill it goes on from there.
     """
 
     free: ClassVar[bool] = False
     forwards: ClassVar[float] = 1.0
     by_row: ClassVar[bool] = False
+    halfway: ClassVar[bool] = False
 
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
         """Values (n,) float64 of rows `ids` (n,), or vectors (n, d) in any float type.
@@ -190,6 +200,18 @@ class Signal:
     def passes(self) -> float:
         """Forward passes over a row that measuring it costs, where that depends on the settings."""
         return self.forwards
+
+    def work(self, rows: int) -> float:
+        """Forward passes over a row that measuring so many rows costs in all."""
+        return self.passes() * rows
+
+    def advice(self, rows: int) -> str | None:
+        """What the user should know before so many rows are measured, None for nothing."""
+        return None
+
+    def new_models(self) -> tuple[str, ...]:
+        """Models of conf/model, by name, that are made for it."""
+        return ()
 
     def models(self) -> tuple[str | None, ...]:
         """Folders of finished runs, or checkpoints, whose models measure it; None stands for the one in training."""

@@ -83,6 +83,12 @@ class Strategy:
         return state
 
 
+def advice(strategy: Strategy, index: PoolIndex) -> list[str]:
+    """What the user should know before what a strategy needs is measured of the rows that it decides over."""
+    rows = min(getattr(strategy, "candidates", None) or index.rows, index.rows)
+    return [text for signal in strategy.needs() if (text := signal.advice(rows)) is not None]
+
+
 class Selection(NamedTuple):
     """Rows that may be drawn, with how often (`repeats`) or in what proportion (`sampling_weight`) at most one of them.
 

@@ -1,7 +1,8 @@
 """Segment: one end of the sorted rows first, one end last, the rest between, each part shuffled.
 
 Paper: SEG(l x - h y), the follow-up to DELT, arXiv 2605.30334.  Differs from the released code: two parts that together
-ask for more than all rows are refused; the code shrinks both with a warning.
+ask for more than all rows are refused; the code shrinks both with a warning. A part that is asked for and would hold no
+row is refused, too.
 Letters: n rows of the group; r the rank of a row, 0 for the lowest score.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Orderer
 from regimen.ordering.ranks import ranks
@@ -53,11 +55,19 @@ class Segment(Orderer):
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
 
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step. Raises ConfigError for a pool of too few rows for a part."""
+        self._sizes(index.rows)
+        return super().init(index)
+
     def decide(self, state: Any, seen: Observation) -> Tensor:
-        """Sort keys (n,) float64: the part 0, 1 or 2 plus noise in [0, 1). Raises ConfigError for a NaN score."""
+        """Sort keys (n,) float64: the part 0, 1 or 2 plus noise in [0, 1).
+
+        Raises ConfigError for a NaN score, and for a part that would hold no row.
+        """
         rank = ranks(seen, self.by)
         n = len(rank)
-        first, last = (int(Fraction(str(share)) * n) for share in (self.first_share, self.last_share))
+        first, last = self._sizes(n)
         noise = torch.rand(n, generator=seen.generator, dtype=torch.float64)[rank]  # (n,)
         if self.first == self.last:
             both = _end_of(rank, self.first, first + last)  # (n,) rows of the first and the last part
@@ -65,6 +75,22 @@ class Segment(Orderer):
             return noise + torch.where(ahead, 0, torch.where(both, 2, 1))
         opens, closes = _end_of(rank, self.first, first), _end_of(rank, self.last, last)
         return noise + torch.where(opens, 0, torch.where(closes, 2, 1))  # (n,)
+
+    def _sizes(self, n: int) -> tuple[int, int]:
+        """Rows of the first and the last part of n rows."""
+        sizes = []
+        for name in ("first_share", "last_share"):
+            share = Fraction(str(getattr(self, name)))
+            size = int(share * n)
+            if n and share and not size:
+                raise ConfigError(
+                    "a part of the order holds no row",
+                    got=f"{name}={getattr(self, name)} of {n} rows to be served",
+                    allowed=f"0, or {1 / n:.3g} and above",
+                    do=f"raise {name} or set it to 0, or raise the budget or what a selector keeps",
+                )
+            sizes.append(size)
+        return sizes[0], sizes[1]
 
 
 def _end_of(rank: Tensor, end: End, rows: int) -> Tensor:

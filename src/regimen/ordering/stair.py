@@ -1,6 +1,7 @@
 """Stair: sorted rows, with folding inside a window around each border between K sections.
 
-Paper: STR-K, the follow-up to DELT, arXiv 2605.30334.
+Paper: STR-K, the follow-up to DELT, arXiv 2605.30334.  Differs from the released code, which sorts where windows are
+too small to be re-ordered: they are refused, unless there is no border or the radius is 0.  `in_windows` is total.
 Letters: n rows of the group, K sections, L passes in a window, R its radius in rows.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Orderer
 from regimen.ordering.folding import check_folds, fold
@@ -42,8 +44,14 @@ class Stair(Orderer):
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
 
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step. Raises ConfigError for a pool whose windows hold fewer rows than passes."""
+        refuse_small_windows(self.sections, self.radius, self.folds, index.rows)
+        return super().init(index)
+
     def decide(self, state: Any, seen: Observation) -> Tensor:
-        """Positions (n,) int64, a permutation of 0 to n-1. Raises ConfigError for a NaN score."""
+        """Positions (n,) int64, a permutation of 0 to n-1. Raises ConfigError for a NaN score, or windows below L."""
+        refuse_small_windows(self.sections, self.radius, self.folds, len(seen.ids))
         return in_windows(ranks(seen, self.by), self.sections, self.radius, lambda rank: fold(rank, self.folds))
 
 
@@ -72,4 +80,16 @@ def check_windows(sections: int, radius: float) -> None:
             "radius is a part of the rows, and the windows around the borders must not meet",
             got=f"radius={radius} with sections={sections}",
             allowed=f"0 <= radius < {1 / (2 * sections):g}",
+        )
+
+
+def refuse_small_windows(sections: int, radius: float, folds: int, rows: int) -> None:
+    """Refuse windows that hold fewer rows than passes (ConfigError), if there are rows, borders and a radius."""
+    inside = 2 * round(radius * rows)
+    if rows and sections > 1 and radius > 0 and inside < folds:
+        raise ConfigError(
+            "the windows around the borders hold fewer rows than passes over them",
+            got=f"folds={folds}, {inside} rows in a window (radius={radius} of {rows} rows to be served)",
+            allowed=f"2 * round(radius * {rows}) of folds or more",
+            do="lower folds, raise radius, order by method=sorted, or raise the budget or what a selector keeps",
         )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.tree import Tree
 
 from regimen.core.errors import ConfigError
-from regimen.core.strategy import Mixer
+from regimen.core.strategy import Mixer, advice
 from regimen.data.pool import Pool
 from regimen.runs import stages
 from regimen.runs.compose import compose_plain
@@ -145,6 +145,8 @@ def _add_plan(tree: Tree, experiment: Experiment, given: Mapping[str, Any]) -> N
             node.add(f"decides {times} time{'s' * (times != 1)}: {p.trigger}")
         if measured[p.name]:
             node.add(f"measures {measured[p.name]:,.0f} rows")
+        for text in advice(p.strategy, experiment.pool.train.index):
+            node.add(f"[yellow]{text}[/yellow]")
     if not any(isinstance(p.strategy, Mixer) for p in experiment.strategies):
         plan.add("no mixer: the pool is one shuffled sequence")
 

@@ -19,6 +19,7 @@ from regimen.data.pool import Pool
 from regimen.data.prepare import prepare
 from regimen.runs.budget import total_steps
 from regimen.runs.models import make_model
+from regimen.runs.references import refuse_unknown_models
 from regimen.runs.strategies import Placed, make_strategies
 from regimen.training.capabilities import refuse_moving, refuse_unsupported
 from regimen.training.cost import BACKWARD, forward_flops
@@ -87,14 +88,14 @@ class Experiment:
             return self._surveyed(needs) * self.decisions(placed, steps)
         if steps >= _COUNTED:  # too many to look at each
             decisions = 1 if strategy.measures_once else trigger.count(steps)
-            return sum(signal.passes() for signal in needs) * decisions * pool_rows
+            return sum(signal.work(pool_rows) for signal in needs) * decisions
         total = 0.0
         for step in (step for step in range(steps) if trigger.fires(step, steps)):
             rows = (steps - step) * self.batch_rows
             if isinstance(strategy, Selector):
                 rows = strategy.candidates or pool_rows
             new = needs - seen.get(step, set())
-            total += sum(signal.passes() for signal in new) * min(rows, pool_rows)
+            total += sum(signal.work(min(rows, pool_rows)) for signal in new)
             seen.setdefault(step, set()).update(needs)
             if strategy.measures_once:
                 break
@@ -214,6 +215,8 @@ def make_experiment(
                 refuse_moving(settings["trainer"]["strategy"], f"strategies.{p.name}")
         for asked in measured:
             refuse_unsupported(settings["trainer"]["strategy"], f"strategies.{p.name}", asked)
+            if isinstance(asked, Signal):
+                refuse_unknown_models(asked)
     if not meta:
         _refuse_missing_gpu(settings["trainer"]["accelerator"])
     with torch.device("meta" if meta else "cpu"):

@@ -58,6 +58,9 @@ def _leave_out_what_is_off(config: dict[str, Any]) -> None:
             del strategy["token_ratio"]
         if isinstance(strategy, dict) and "descending" in strategy and strategy.get("share") == 1.0:
             del strategy["share"]
+        by = strategy.get("by") if isinstance(strategy, dict) else None
+        if isinstance(by, dict) and (by.get("scorer") or {"model": None})["model"] == "none":
+            del by["scorer"]
     optimizer = config.get("optimizer", {})
     if (optimizer.get("average") or {"kind": "none"})["kind"] == "none":
         optimizer.pop("average", None)

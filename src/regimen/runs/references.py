@@ -10,12 +10,14 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from regimen.core.errors import ConfigError
+from regimen.core.errors import ConfigError, closest
 from regimen.core.files import read_json_lines
 from regimen.core.measuring import Checkpoint
-from regimen.core.signal import TokenSignal
+from regimen.core.settings import conf_dir
+from regimen.core.signal import Signal, TokenSignal
 from regimen.core.strategy import Strategy
 from regimen.data.pool import Pool
+from regimen.runs.compose import compose_plain
 from regimen.runs.models import make_model
 from regimen.runs.optimizers import make_optimizer
 from regimen.training.callbacks.averaging import averaged_weights
@@ -97,6 +99,26 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {str(key): value for key, value in settings.items()}, told
 
 
+def refuse_unknown_models(signal: Signal) -> None:
+    """Raises ConfigError where a signal wants a new model that conf/model does not have."""
+    for name in signal.new_models():
+        _settings_of(name)
+
+
+def _settings_of(name: str) -> dict[str, Any]:
+    """The settings of a model of conf/model. Raises ConfigError where there is none."""
+    try:
+        settings: dict[str, Any] = compose_plain([f"model={name}"], where="scorer.model")["model"]
+    except ConfigError as error:
+        known = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml") if path.stem != "base")
+        raise ConfigError(
+            f"no such model for a scorer{closest(name, known)}",
+            got=f"scorer.model={name}",
+            allowed=f"none, own, {', '.join(known)}",
+        ) from error
+    return settings
+
+
 class RunModels:
     """The models that rows can be measured under. Implements `training.meter.Models`.
 
@@ -129,6 +151,12 @@ class RunModels:
         loaded = self._loaded[path]
         loaded.module.to(self.module.device)
         return loaded
+
+    def new(self, name: str, *, seed: int) -> nn.Module:
+        """A model of conf/model for rows of the pool, on the CPU. Raises ConfigError where there is none."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make_model({**_settings_of(name), "compile": False, "gradient_checkpointing": False}, self.pool)
 
     def checkpoints(self, run: str) -> list[Checkpoint]:
         """The checkpoints at the run's `trainer.save_at`, or its last one; weights are mean learning rates."""

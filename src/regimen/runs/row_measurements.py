@@ -3,7 +3,8 @@
 What was measured before training or under finished models goes to the store, where any run finds it; what was measured
 on the way goes to the run's own folder until a checkpoint has passed it. The cost of what is found is charged as if it
 had been measured now, so that no method is cheaper for having come second. After a kill, what all parts share
-(gradients of the target set) is measured again, and charged again.
+(gradients of the target set) is measured again, and charged again. Signals that measure all rows at once may keep how
+far they are beside the values (`halfway`), until the values are there.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from regimen.runs.store import VALUES, Store, digest
 from regimen.signals.board import checked
 from regimen.training.callbacks.checkpoint import checkpoints, step_of
 from regimen.training.cost import CostClock
+from regimen.training.halfway import Halfway
 from regimen.training.parameters import whole
 
 ARRAY = "values.npy"
 PROGRESS = "progress.json"
 SCRATCH = "measuring"  # in the run's folder
+HALFWAY = "halfway"  # in a measurement's folder, while it is not finished
 _LOADED = 1024  # rows of a part at least under models that may have to be loaded for each part
 _EVERY_SECONDS = 20.0  # between two lines of progress
 
@@ -88,12 +91,14 @@ class RowMeasurements:
     ) -> None:
         self.store, self.pool, self.folder, self.trainer, self.clock = store, pool, folder, trainer, clock
         self.identity, self.part, self.worth, self.say = identity, part, worth, say
+        self.halfway = Halfway(trainer)
 
     def measure(self, signal: Signal, meter: Meter, ids: Tensor, *, step: int) -> Tensor:
         """Values (n, ...) of rows `ids` (n,), ascending, under the models as they are after `step` steps."""
         parts = self._parts(signal, ids)
         passing = step > 0 and None in signal.models()  # of a model that no other run will meet
-        if signal.passes() * len(ids) < self.worth or (passing and len(parts) == 1):
+        whole = len(parts) == 1 and not signal.halfway  # a kill leaves all of it or nothing
+        if signal.work(len(ids)) < self.worth or (passing and whole):
             return self._plainly(signal, meter, parts)
         name, key = type(signal).__name__.lower(), self._key(signal, ids, step)
         if passing:
@@ -103,7 +108,8 @@ class RowMeasurements:
             place = self.store.place("measurement", name, key)
         with contextlib.ExitStack() as stack:
             if self._alone(place, stack):
-                values = self._kept(place, signal, meter, parts)
+                with self.halfway.at(place / HALFWAY):
+                    values = self._kept(place, signal, meter, parts)
                 if not passing and self.trainer.is_global_zero:
                     self.store.note("measurement", name, key, place, asked_by=self.folder.name)
                 return values
@@ -154,10 +160,11 @@ class RowMeasurements:
             done += len(part)
         if self.trainer.is_global_zero and not found["finished"]:
             cost = _sum(saved, self.clock.since("measuring", before))
-            write_json(
-                place / VALUES, {"signal": repr(signal), "pool": self.pool.fingerprint, "rows": total, "cost": cost}
-            )
+            of = {"signal": repr(signal), "pool": self.pool.fingerprint, "rows": total, "cost": cost}
+            write_json(place / VALUES, of | self.halfway.told)
             (place / PROGRESS).unlink(missing_ok=True)
+        if self.trainer.is_global_zero:
+            shutil.rmtree(place / HALFWAY, ignore_errors=True)  # the values are there
         return mine[0] if len(mine) == 1 else torch.cat(mine)
 
     def _key(self, signal: Signal, ids: Tensor, step: int) -> str:

@@ -154,7 +154,8 @@ class Run:
             identity=ModelIdentity(settings, self.module.model),
             say=settings["trainer"]["progress"] != "none",
         )
-        meter = RowMeter(measuring, pool, RunModels(pool, self.trainer, self.module), table=pool.train)
+        models = RunModels(pool, self.trainer, self.module)
+        meter = RowMeter(measuring, pool, models, table=pool.train, halfway=self.rows.halfway)
         self.context.target = None if pool.target is None else pool.target.index
         self.context.board = SignalBoard(meter, surveyor, seed=settings["seed"], kept=kept, rows=self.rows)
         self.evaluate.sweeper = Sweeper(self.trainer, self.module, pool.validation, purpose="evaluation", **shared)

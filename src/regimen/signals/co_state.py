@@ -3,7 +3,7 @@
 Papers: PDS, arXiv 2410.07064, section 3; DELT, arXiv 2506.21545, section 3.2 (learnability-quality score, LQS), whose
 equations 13 and 14 sum over time the products that its equation 12 seems to take of sums; the sum of products is meant.
 Differs from the papers:
-- All rows are scored; no second model is trained to guess the scores of a large corpus from those of a part of it.
+- All rows are scored, unless `scorer` has a second model learn the scores of a large pool from those of a part of it.
 - Rows of the descent's steps are drawn from the whole pool, where DELT's code takes the first ones of its corpus.
 - The denominator of a row's last term is measured, where DELT's code takes 1 (`first_term=one`); that code also gives
   scores to other rows than they belong to, and is not followed there.
@@ -15,19 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from regimen.core.descent import AlongDescent, Descent
 from regimen.core.errors import ConfigError
+from regimen.core.scoring import Scorer
 from regimen.core.signal import Meter, Signal
 
 Kind = Literal["lqs", "pds", "quality", "learnability"]
 KINDS: tuple[Kind, ...] = ("lqs", "pds", "quality", "learnability")
 
 _DESCENT = Descent()
+_SCORER = Scorer()
 _CHECKPOINTS = 1  # of a finished run, before it is known
 
 
@@ -44,13 +46,17 @@ class CoState(Signal):
     first_term: of the last time measured, which a walk back meets first: `evaluate` its denominator at the end, `one`
         takes 1 for it, as DELT's code does, and `skip` leaves the term out.
     floor: of denominators.
+    scorer: for a large pool, a model that learns the scores of a part of the rows, standardised, and gives those of
+        all; it starts from the model that measured them, the last one of `run`, or is new.
     """
 
+    halfway: ClassVar[bool] = True
     kind: Kind = "lqs"
     run: str | None = None
     descent: Descent = _DESCENT
     first_term: Literal["evaluate", "one", "skip"] = "evaluate"
     floor: float = 1e-12
+    scorer: Scorer = _SCORER
 
     def __post_init__(self) -> None:
         for name, allowed in (("kind", KINDS), ("first_term", ("evaluate", "one", "skip"))):
@@ -76,6 +82,15 @@ class CoState(Signal):
 
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
         """(n,). Raises ConfigError where the pool has no target set or the descent diverges."""
+        if not self.scorer.learns(len(ids)):
+            return self._measured(meter, ids)
+        places = self.scorer.sample(ids)
+        scores = self._measured(meter, ids[places])
+        *_, last = self._visited(meter)
+        return last.learnt(ids, places, scores, self.scorer)
+
+    def _measured(self, meter: Meter, ids: Tensor) -> Tensor:
+        """(n,) without a scorer."""
         found = [
             combined(at.along(ids, self.descent, norms=self.needs_norms), self.kind, self.first_term, floor=self.floor)
             for at in self._visited(meter)
@@ -85,6 +100,16 @@ class CoState(Signal):
     def passes(self) -> float:
         """All times of one descent, without its own steps, which do not depend on the rows."""
         return _CHECKPOINTS * self.descent.passes(norms=self.needs_norms)
+
+    def work(self, rows: int) -> float:
+        """Forward passes for so many rows; a scorer of another model is taken to be as large as this one."""
+        return self.scorer.passes(rows, self.passes())
+
+    def advice(self, rows: int) -> str | None:
+        return self.scorer.advice(rows, of=f"{self.kind} along a descent")
+
+    def new_models(self) -> tuple[str, ...]:
+        return () if self.scorer.named is None else (self.scorer.named,)
 
     def models(self) -> tuple[str | None, ...]:
         return (self.run,)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regimen.core.checks import check_polarity
 from regimen.core.errors import ConfigError
 from regimen.core.settings import PENDING
 from regimen.core.signal import Meter, Signal
@@ -36,6 +37,7 @@ class FileScores(Signal):
         A NumPy array has neither: it is (N,).
     unit: of what the scores are, `row`, or `document` with document ids under `id`.
     pool: fingerprint of the pool that the numbers belong to, to be sure; null does not check.
+    polarity: 1 takes the numbers as they are, -1 turns them round, for numbers of which the low ones are good.
     """
 
     forwards: ClassVar[float] = 0.0
@@ -44,8 +46,10 @@ class FileScores(Signal):
     id: str = "id"
     unit: Literal["row", "document"] = "row"
     pool: str | None = None
+    polarity: int = 1
 
     def __post_init__(self) -> None:
+        check_polarity(self.polarity)
         if self.path == PENDING:
             return
         if not self.path:
@@ -66,7 +70,7 @@ class FileScores(Signal):
                 "the scores belong to another pool", got=f"{self.path} of {self.pool}", allowed=meter.index.fingerprint
             )
         if self.unit == "document":
-            return self._of_documents(meter, ids)
+            return self.polarity * self._of_documents(meter, ids)
         found = torch.full((meter.index.rows,), torch.nan, dtype=torch.float64)  # (N,)
         rows, scores = read_scores(Path(self.path), column=self.column, id=self.id)
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(found):
@@ -77,7 +81,7 @@ class FileScores(Signal):
         if int(torch.bincount(rows, minlength=1).max()) > 1:
             raise ConfigError("the file gives a row two scores", got=self.path)
         found[rows] = scores
-        return found[ids]
+        return self.polarity * found[ids]
 
     def _of_documents(self, meter: Meter, ids: Tensor) -> Tensor:
         """Scores (n,): the mean over a row's documents that have a score, weighted by tokens; NaN without any."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from regimen.core.checks import check_one_of
+from regimen.core.checks import check_one_of, check_polarity
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Meter, Signal
 from regimen.signals.ngram_model import Ngrams
@@ -35,6 +35,7 @@ class NgramPerplexity(Signal):
         others. 1 measures every row by the model of all.
     min_count: rarer words are one unknown word, which saves memory. Above 1, text in which most words are unknown looks
         familiar, for unknown words then predict each other. With 1, as in KenLM, only a word never counted is unknown.
+    polarity: 1 gives perplexities; -1 turns their sign, where familiar text is good.
     """
 
     forwards: ClassVar[float] = 0.0
@@ -44,8 +45,10 @@ class NgramPerplexity(Signal):
     max_rows: int | None = None
     folds: int = 2
     min_count: int = 1
+    polarity: int = 1
 
     def __post_init__(self) -> None:
+        check_polarity(self.polarity)
         if self.train is not None:
             object.__setattr__(self, "train", domain_names("train", self.train))
         check_one_of("of, which n-grams are made of", self.of, ("words", "tokens"))
@@ -70,7 +73,7 @@ class NgramPerplexity(Signal):
             model = Ngrams.fit(_without(rows, part, self.folds), split, n=self.n, min_count=self.min_count)
             values = [model.perplexity(split(row)) for row in self._rows(meter, ids[mine])] if len(mine) else []
             found[mine] = torch.tensor(values, dtype=torch.float64)
-        return found
+        return self.polarity * found
 
     def _rows(self, meter: Meter, ids: Tensor) -> Iterator[Any]:
         """Texts, or tokens (t,), a part of them in memory at a time."""

@@ -121,27 +121,76 @@ def backwards(problem: Problem, theta: Tensor, descent: Descent, *, since: Visit
         inside = None
 
 
-def measured_along(problem: Problem, theta: Tensor, descent: Descent, rows: Rows, *, norms: bool) -> AlongDescent:
+class Walked(NamedTuple):
+    """How far a walk back is, after rows were measured at `time`: all that is needed to go on from there.
+
+    co_state: (P,) at `time`. columns: dots and lengths (n, 2) of the times measured so far, from the last; lengths: of
+    the co-states beside them. last: (n,) lengths at `Descent.after`, None where they were not asked for.
+    """
+
+    time: int
+    co_state: Tensor
+    columns: list[Tensor]
+    lengths: list[Tensor]
+    last: Tensor | None
+
+    @property
+    def visit(self) -> Visit:
+        """The visit at `time`, as `backwards` needs it."""
+        return Visit(self.time, self.co_state, None, self.co_state)
+
+
+def measured_along(
+    problem: Problem,
+    theta: Tensor,
+    descent: Descent,
+    rows: Rows,
+    *,
+    norms: bool,
+    since: Walked | None = None,
+    keep: Callable[[Walked], None] | None = None,
+) -> AlongDescent:
     """What rows' gradients are along the descent from theta (P,).
 
     rows: measures all rows at once, in one order. norms: whether lengths are needed at the end, where dots are not.
+    since: where a walk that was interrupted had come to; the rest is the same to the bit. keep: is told how far it is
+    whenever rows were measured.
     """
-    return collected(backwards(problem, theta, descent), descent, rows, norms=norms)
+    visits = backwards(problem, theta, descent, since=None if since is None else since.visit)
+    return collected(visits, descent, rows, norms=norms, since=since, keep=keep)
 
 
-def collected(visits: Iterator[Visit], descent: Descent, rows: Rows, *, norms: bool) -> AlongDescent:
-    """The measurements of rows at the times of `descent` among visits, from the last to the first."""
-    columns, lengths = [], []
-    last = None
-    for visit in visits:
+def collected(
+    visits: Iterator[Visit],
+    descent: Descent,
+    rows: Rows,
+    *,
+    norms: bool,
+    since: Walked | None = None,
+    keep: Callable[[Walked], None] | None = None,
+) -> AlongDescent:
+    """The measurements of rows at the times of `descent` among visits, from the last to the first, or from `since`."""
+    done = since or Walked(descent.steps + 1, torch.empty(0), [], [], None)
+    for visit in visits if done.time > descent.start else ():
         if visit.time in descent.times and visit.ahead is not None:
-            columns.append(rows(visit.theta, visit.ahead))  # (n, 2)
-            lengths.append(visit.ahead.norm().double().cpu())
+            column, length = rows(visit.theta, visit.ahead), visit.ahead.norm().double().cpu()  # (n, 2)
+            done = done._replace(columns=[*done.columns, column], lengths=[*done.lengths, length])
         elif visit.time == descent.after and norms:
-            last = rows(visit.theta, None)[:, 1]  # (n,)
-    found = torch.stack(columns[::-1], 1).double()  # (n, A, 2)
-    end = torch.zeros_like(found[:, 0, 1]) if last is None else last.double()
-    return AlongDescent(found[..., 0], torch.cat([found[..., 1], end[:, None]], 1), torch.stack(lengths[::-1]))
+            done = done._replace(last=rows(visit.theta, None)[:, 1])  # (n,)
+        else:
+            continue
+        done = done._replace(time=visit.time, co_state=visit.co_state)
+        if keep is not None:
+            keep(done)
+        if visit.time == descent.start:
+            break  # nothing is measured before
+    return _along(done)
+
+
+def _along(done: Walked) -> AlongDescent:
+    found = torch.stack(done.columns[::-1], 1).double()  # (n, A, 2)
+    end = torch.zeros_like(found[:, 0, 1]) if done.last is None else done.last.double()
+    return AlongDescent(found[..., 0], torch.cat([found[..., 1], end[:, None]], 1), torch.stack(done.lengths[::-1]))
 
 
 def _starts(

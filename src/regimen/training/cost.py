@@ -32,6 +32,12 @@ def forward_flops(model: nn.Module, context: int) -> float:
     return 2.0 * multiplied + 4.0 * config.num_hidden_layers * heads * head_dim * context
 
 
+def body_flops(model: nn.Module, context: int) -> float:
+    """`forward_flops` without the head: up to the last hidden states."""
+    _, head = _ends(model)
+    return forward_flops(model, context) - (0.0 if head is None else 2.0 * _numel(head.weight))
+
+
 def non_embedding_parameters(model: nn.Module) -> int:
     """Parameters without those of the input embedding and the output head, the N of scaling laws."""
     ends = {id(end.weight): end.weight for end in _ends(model) if end is not None}

@@ -17,12 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from regimen.core.descent import AlongDescent, Descent
+from regimen.core.plan import digest_of
 from regimen.core.seeding import generator
 from regimen.training.attention import refuse_fused
-from regimen.training.co_state import Part, Problem, Visit, backwards, collected
+from regimen.training.co_state import Part, Problem, Visit, Walked, backwards, collected
 from regimen.training.cost import BACKWARD, rows_flops
 from regimen.training.cross_entropy import IGNORE
 from regimen.training.ghost import RowGradients, dots_with, squared_norms
+from regimen.training.halfway import Charged, Halfway
 from regimen.training.loader import Batch
 from regimen.training.row_products import Given, row_products
 from regimen.training.sketching import named_parameters
@@ -85,11 +87,15 @@ class FlatModel:
         return found.cpu().masked_fill((given[1] == IGNORE).all(1, keepdim=True).cpu(), 0.0)
 
 
-def rows_along(sweeper: Sweeper, target: Sweeper, ids: Tensor, descent: Descent, *, norms: bool) -> AlongDescent:
+def rows_along(
+    sweeper: Sweeper, target: Sweeper, ids: Tensor, descent: Descent, *, norms: bool, halfway: Halfway
+) -> AlongDescent:
     """What the gradients of rows `ids` (n,) are along a descent from the model of `sweeper`, over all ranks.
 
     target: sweeps the target set, whose mean loss J is. norms: whether lengths are needed. Every rank descends alike on
     its own, and measures its share of the rows. Charged: the descent as often as it is run, and the rows.
+    halfway: keeps the walk back whenever rows were measured; after a kill it goes on from there, and the descent to
+    there, which is run again, is charged once.
     Raises ConfigError for an attention that cannot be differentiated as `descent` asks, and where it diverges.
     """
     refuse_attention(sweeper.module.model, descent)
@@ -107,10 +113,24 @@ def rows_along(sweeper: Sweeper, target: Sweeper, ids: Tensor, descent: Descent,
         passes = descent.row_passes(dots=ahead is not None, norms=norms)
         return sweeper.spread(ids, measured, passes=passes, gradients=True, rows=sweeper.gradient_rows)
 
+    name = f"descent-{digest_of(flat.start, descent, ids, norms)}"
+    kept = Charged(halfway, name, clock=sweeper.clock, purpose=sweeper.purpose)
+    since = _since(kept, flat.start.device)
     with undisturbed(sweeper.module, gradients=True), sdpa_kernel(SDPBackend.MATH):
-        found = collected(_timed(sweeper, backwards(problem, flat.start, descent)), descent, rows, norms=norms)
+        visits = backwards(problem, flat.start, descent, since=None if since is None else since.visit)
+        timed = _timed(sweeper, visits)
+        found = collected(timed, descent, rows, norms=norms, since=since, keep=lambda done: _keep(kept, done))
     _charge(sweeper, target, batches, descent)
     return found
+
+
+def _since(kept: Charged, device: torch.device) -> Walked | None:
+    found = kept.read()
+    return None if found is None else Walked(**{**found, "co_state": found["co_state"].to(device)})
+
+
+def _keep(kept: Charged, walked: Walked) -> None:
+    kept.write({**walked._asdict(), "co_state": walked.co_state.cpu()})
 
 
 def drawn(rows: int, descent: Descent) -> Tensor:

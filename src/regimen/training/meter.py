@@ -5,17 +5,19 @@ Letters: n rows asked for, b rows of a part, L positions, d values per row.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regimen.core.descent import AlongDescent, Descent
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.lookahead import Lookahead, Looked, Slope
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
+from regimen.core.scoring import Scorer
 from regimen.core.signal import Meter
 from regimen.data.pool import Pool, RowTable
 from regimen.signals.pooling import pool_states
@@ -23,9 +25,11 @@ from regimen.training.cost import BACKWARD
 from regimen.training.descending import rows_along
 from regimen.training.elsewhere import Elsewhere
 from regimen.training.examples import ExampleRows
+from regimen.training.halfway import Halfway
 from regimen.training.language import make_language
 from regimen.training.lookahead import VirtualStep
 from regimen.training.module import LanguageModule
+from regimen.training.row_scorer import learnt_scores
 from regimen.training.sentences import encoder_flops, sentence_embeddings
 from regimen.training.sketching import Moments, Sketcher
 from regimen.training.states import base_output
@@ -46,6 +50,10 @@ class Models(Protocol):
         """The model of a run's folder or of a checkpoint, on the device of the training; null: the one in training."""
         ...
 
+    def new(self, name: str, *, seed: int) -> nn.Module:
+        """A model of conf/model for rows of the pool, on the CPU. Raises ConfigError where there is none."""
+        ...
+
     def checkpoints(self, run: str) -> list[Checkpoint]:
         """What a finished run has kept, oldest first."""
         ...
@@ -56,12 +64,21 @@ class RowMeter:
 
     sweeper: how rows are swept; its module and table are replaced. What is measured on a whole target set is kept until
     `forget`, since rows are measured a part at a time and each part is compared with all of it.
+    halfway: where long measurements keep how far they are; null keeps nothing.
     """
 
     def __init__(
-        self, sweeper: Sweeper, pool: Pool, models: Models, *, table: RowTable | ExampleRows, path: str | None = None
+        self,
+        sweeper: Sweeper,
+        pool: Pool,
+        models: Models,
+        *,
+        table: RowTable | ExampleRows,
+        path: str | None = None,
+        halfway: Halfway | None = None,
     ) -> None:
         self.pool, self.models, self.table, self.path = pool, models, table, path
+        self.halfway = halfway or Halfway(sweeper.trainer)
         self._base = sweeper
         self._targets: RowMeter | None = None
         self._others: dict[str, RowMeter] = {}
@@ -88,7 +105,7 @@ class RowMeter:
                     got="dataset.target.path=null, dataset.target.from=null",
                     do="type dataset.target.path=FILE, or 'dataset.target.from=[DOMAIN,...]' to set some rows aside",
                 )
-            self._targets = RowMeter(self._base, self.pool, self.models, table=self.pool.target, path=self.path)
+            self._targets = self._other(self.pool.target, self.path)
         return self._targets
 
     def forget(self) -> None:
@@ -143,7 +160,15 @@ class RowMeter:
 
     def along(self, ids: Tensor, descent: Descent, *, norms: bool) -> AlongDescent:
         """What the gradients of rows are along a descent from the model that aims at the target set."""
-        return rows_along(self.sweeper, self.target.sweeper, ids, descent, norms=norms)
+        return rows_along(self.sweeper, self.target.sweeper, ids, descent, norms=norms, halfway=self.halfway)
+
+    def learnt(self, ids: Tensor, places: Tensor, scores: Tensor, scorer: Scorer) -> Tensor:
+        """Scores (n,) float64 of rows by a model that learns them from those at `places` (m,) in `ids`."""
+        if scorer.named is None:
+            model = copy.deepcopy(self.models.load(self.path).module.model)
+        else:
+            model = self.models.new(scorer.named, seed=scorer.seed)
+        return learnt_scores(self.sweeper, model, ids, places, scores, scorer, self.halfway)
 
     def tokens(self, ids: Tensor) -> list[Tensor]:
         """The tokens (n_i,) int64 of each row."""
@@ -170,13 +195,12 @@ class RowMeter:
 
     def of(self, examples: list[Example]) -> Meter:
         """A meter of rows that are in no pool, under the same model."""
-        rows = ExampleRows(examples, pad=self.pool.pad_id)
-        return RowMeter(self._base, self.pool, self.models, table=rows, path=self.path)
+        return self._other(ExampleRows(examples, pad=self.pool.pad_id), self.path)
 
     def under(self, model: str) -> RowMeter:
         """The same rows under the model of a finished run or of one of its checkpoints."""
         if model not in self._others:
-            self._others[model] = RowMeter(self._base, self.pool, self.models, table=self.table, path=model)
+            self._others[model] = self._other(self.table, model)
         return self._others[model]
 
     def checkpoints(self, run: str) -> list[Checkpoint]:
@@ -187,6 +211,9 @@ class RowMeter:
     def language(self) -> Language:
         """Text in and out of the model."""
         return make_language(self.sweeper, self.pool)
+
+    def _other(self, table: RowTable | ExampleRows, path: str | None) -> RowMeter:
+        return RowMeter(self._base, self.pool, self.models, table=table, path=path, halfway=self.halfway)
 
     # ---- passes ------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.plan import digest_of
 from regimen.core.seeding import generator
-from regimen.core.strategy import Kind, Mixer, Observation, Orderer, Selection, Selector, Strategy, wrong_scope
+from regimen.core.strategy import Kind, Mixer, Observation, Orderer, Selection, Selector, Strategy, advice, wrong_scope
 from regimen.core.trigger import Trigger
 from regimen.training.callbacks import summaries
 from regimen.training.context import RunContext, Scored, Step
@@ -52,6 +52,8 @@ class StrategyCallback(pl.Callback, Generic[S]):
                 f"{self.name} never decides in a run of {self.context.total_steps} steps: change when.start or when.at"
             )
             self.context.warn(trainer, 0, text)
+        for text in advice(self.strategy, self.context.index):
+            self.context.warn(trainer, 0, f"{self.name}: {text}")
         if self.context.loader.stream.step == 0 and self._due(0):
             self._decide_once(trainer, 0)
 
