@@ -207,6 +207,13 @@ def test_what_is_wrong_is_said_before_anything_is_measured(
     assert "no scorer is trained" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_run_says_that_its_scorer_has_nothing_to_do(corpus: Path, tmp_path: Path) -> None:
+    few = ("strategies.lqs.candidates=24", "budget.steps=1", "evaluation.at=[]", f"run_dir={tmp_path}/run")
+    folder = run(corpus, tmp_path, *of("lqs"), *few)
+    (said,) = json.loads((folder / "summary.json").read_text())["warnings"]
+    assert said.startswith("lqs: all 24 rows are measured and no scorer is trained")
+
+
 # ---- scores that are ready ----------------------------------------------------------------------------------------
 
 

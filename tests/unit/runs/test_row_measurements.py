@@ -18,9 +18,10 @@ from regimen.core.signal import Meter, Signal
 from regimen.data.pool import Pool
 from regimen.runs.experiment import make_pool
 from regimen.runs.locks import held
-from regimen.runs.row_measurements import ARRAY, PROGRESS, SCRATCH, ModelIdentity, RowMeasurements
-from regimen.runs.store import Store
+from regimen.runs.row_measurements import ARRAY, HALFWAY, PROGRESS, SCRATCH, ModelIdentity, RowMeasurements
+from regimen.runs.store import VALUES, Store
 from regimen.training.cost import CostClock
+from regimen.training.halfway import Charged, Halfway
 from tests.support.runs import settings_of, write_corpus
 
 
@@ -50,11 +51,32 @@ class Together(Squares):
     by_row: ClassVar[bool] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Halved(Together):
+    """All rows at once, in two halves: the first is kept."""
+
+    halfway: ClassVar[bool] = True
+
+    def measure(self, meter: Meter, ids: Tensor) -> Tensor:
+        assert isinstance(meter, Counter) and meter.halfway is not None
+        kept = Charged(meter.halfway, "half", clock=meter.clock, purpose="measuring")
+        state = kept.read()
+        if state is None:
+            meter.count(ids[: len(ids) // 2])
+            state = {"first": ids[: len(ids) // 2].double() ** 2}
+            kept.write(state)
+        meter.halfway.told["said"] = "both halves"
+        rest = ids[len(state["first"]) :]
+        meter.count(rest)
+        return torch.cat([state["first"], rest.double() ** 2])
+
+
 class Counter:
     """Counts rows and charges a FLOP for each; stops after `most`."""
 
     def __init__(self, clock: CostClock, most: int | None = None) -> None:
         self.clock, self.most, self.asked = clock, most, []
+        self.halfway: Halfway | None = None
 
     def count(self, ids: Tensor) -> None:
         if self.most is not None and len(self.asked) + len(ids) > self.most:
@@ -77,7 +99,9 @@ class Bench:
         rows = RowMeasurements(
             self.store, self.pool, folder=self.root / name, trainer=trainer, clock=clock, identity=identity, part=300
         )
-        return rows, Counter(clock, most), clock
+        meter = Counter(clock, most)
+        meter.halfway = rows.halfway
+        return rows, meter, clock
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +146,26 @@ def test_a_kill_loses_less_than_a_part(bench: Bench, signal: Squares) -> None:
     whole = clock.charges["measuring"]
     assert (whole.flops, whole.tokens, whole.seconds) == (100, 200, 4)
     assert not (place / PROGRESS).exists()
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_measurement_of_all_rows_goes_on_half_way(bench: Bench, step: int) -> None:
+    """Before training in the store, on the way in the run's folder; what was kept is gone when the values are there."""
+    rows, meter, _ = bench.run("a", most=60)
+    with pytest.raises(Killed):
+        rows.measure(Halved(), meter, IDS, step=step)
+    (kept,) = bench.root.rglob(f"{HALFWAY}/half.pt")
+    assert (SCRATCH in kept.parts) == (step > 0)
+    rows, meter, clock = bench.run("a")
+    assert torch.equal(rows.measure(Halved(), meter, IDS, step=step), IDS.double() ** 2)
+    assert meter.asked == IDS[50:].tolist() and clock.charges["measuring"].flops == 100, "charged once"
+    assert not list(bench.root.rglob(HALFWAY)) and not list(bench.root.rglob("*.tmp"))
+    assert json.loads((kept.parents[1] / VALUES).read_text())["said"] == "both halves"
+    other, meter, _ = bench.run("b", identity=lambda step: "another model")
+    other.measure(Halved(), meter, IDS, step=step)
+    assert meter.asked == IDS.tolist()
+    rows.end()
+    assert not (bench.root / "a" / SCRATCH).exists()
 
 
 @pytest.mark.parametrize(
