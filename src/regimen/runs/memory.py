@@ -24,13 +24,13 @@ _PERSISTENT = 100_000  # numbers of the largest parameter that ZeRO-3 leaves who
 
 
 class Memory(NamedTuple):
-    """Bytes of the process that holds the largest shards, when a backward pass ends. What passes at the start of
-    training and inside the optimizer's step is left out.
+    """Bytes of the process that holds the largest shards: each kind at its most, so that the sum is an upper bound.
+    What passes while DeepSpeed starts and inside the optimizer's step is left out.
 
     parameters, gradients: shards where they are spread. optimizer: its moments, and ZeRO's float32 weights.
-    gathered: whole parameters and gradients of layers in passing. copies: bfloat16 weights that autocast has made, of
-    the whole model under FSDP2 too, since the backward pass reads them. buffers: of communication. host: in the CPU's
-    memory while a GPU computes, part of none of the others.
+    gathered: whole parameters and gradients of layers in passing. copies: bfloat16 weights that autocast makes and
+    keeps until a forward pass ends, recomputed activations or not, of the whole model under FSDP2 too. buffers: of
+    communication. host: in the CPU's memory while a GPU computes, part of none of the others.
     """
 
     parameters: int = 0
