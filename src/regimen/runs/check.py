@@ -154,7 +154,7 @@ def _add_plan(tree: Tree, experiment: Experiment, given: Mapping[str, Any]) -> N
 def _add_cost(tree: Tree, experiment: Experiment) -> None:
     steps, rows = experiment.steps, experiment.batch_rows
     flops = experiment.flops(steps)
-    training = steps * experiment.batch_inputs * 3 * experiment.flops_per_token
+    training = experiment.training_flops(steps)
     parameters = sum(p.numel() for p in experiment.model.parameters())
     cost = tree.add("cost")
     epochs = steps * rows / experiment.pool.train.index.rows

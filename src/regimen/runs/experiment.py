@@ -22,7 +22,7 @@ from regimen.runs.models import make_model
 from regimen.runs.references import refuse_unknown_models
 from regimen.runs.strategies import Placed, make_strategies
 from regimen.training.capabilities import refuse_moving, refuse_unsupported
-from regimen.training.cost import BACKWARD, forward_flops
+from regimen.training.cost import forward_flops, training_flops
 
 _COUNTED = 100_000  # steps of a run whose decisions are counted one by one
 
@@ -37,6 +37,7 @@ class Experiment:
     model: nn.Module
     steps: int
     flops_per_token: float  # of a forward pass
+    training_flops_per_token: float  # of a forward and a backward pass
     stage_flops: float = 0.0
 
     @property
@@ -65,9 +66,12 @@ class Experiment:
 
     def flops(self, steps: int) -> float:
         """Model FLOPs of a run of `steps` steps: training, measuring, and the stages before it."""
-        training = steps * self.batch_inputs * (1 + BACKWARD)
         measuring = sum(self.measured_rows(steps).values()) * self.batch_inputs / self.batch_rows
-        return (training + measuring) * self.flops_per_token + self.stage_flops
+        return self.training_flops(steps) + measuring * self.flops_per_token + self.stage_flops
+
+    def training_flops(self, steps: int) -> float:
+        """Model FLOPs of the training alone."""
+        return steps * self.batch_inputs * self.training_flops_per_token
 
     def _measured(self, placed: Placed, steps: int, seen: dict[int, set[Signal]]) -> float:
         strategy, trigger, pool_rows = placed.strategy, placed.trigger, self.pool.train.index.rows
@@ -221,8 +225,8 @@ def make_experiment(
         _refuse_missing_gpu(settings["trainer"]["accelerator"])
     with torch.device("meta" if meta else "cpu"):
         model = make_model({**settings["model"], "compile": settings["model"]["compile"] and not meta}, pool)
-    flops_per_token = forward_flops(model, _context(pool))
-    experiment = Experiment(settings, pool, strategies, model, 0, flops_per_token, stage_flops)
+    per_token = forward_flops(model, _context(pool)), training_flops(model, _context(pool))
+    experiment = Experiment(settings, pool, strategies, model, 0, *per_token, stage_flops)
     experiment.steps = total_steps(
         settings["budget"],
         batch_rows=experiment.batch_rows,

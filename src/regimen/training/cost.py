@@ -2,17 +2,20 @@
 
 FLOPs are model FLOPs (a multiply-add is two): a forward pass over one token costs two per parameter that multiplies
 it, the head included and the embedding look-up not, plus 4 * layers * width * context for attention scores and
-values; a backward pass costs twice its forward pass. Activation recomputation is not counted. Source: arXiv 2001.08361,
-table 1, with the attention term at full context.
+values; a backward pass costs twice its forward pass, once for the gradients of activations and once for those of
+weights. Of frozen weights, as adapters leave them, the latter are not computed, nor is anything below the first block
+that is trained; that block counts whole, though its first layers need no gradient of what they read. Activation
+recomputation is not counted. Source: arXiv 2001.08361, table 1, with the attention term at full context.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -27,9 +30,44 @@ def forward_flops(model: nn.Module, context: int) -> float:
     total = sum(_numel(p) for p in model.parameters())
     tied = head is not None and head.weight is embedding.weight
     multiplied = total if tied else total - _numel(embedding.weight)
+    return 2.0 * multiplied + config.num_hidden_layers * _attention_flops(config, context)
+
+
+def training_flops(model: nn.Module, context: int) -> float:
+    """Model FLOPs of a forward and a backward pass over one token of a row of `context` tokens.
+
+    The backward pass is for the weights that are trained alone.
+    """
+    forward, config = forward_flops(model, context), cast(Any, model.config)
+    if all(p.requires_grad for p in model.parameters()):
+        return (1 + BACKWARD) * forward
+    embedding, head = _ends(model)
+    levels = _levels(model, config.num_hidden_layers)
+    first = min((level for p, level in levels if p.requires_grad), default=config.num_hidden_layers)
+    multiplied = [(p, level) for p, level in levels if p is not embedding.weight]
+    if head is not None and head.weight is embedding.weight:
+        multiplied.append((head.weight, config.num_hidden_layers))
+    passed = sum(_numel(p) for p, level in multiplied if level >= first)
+    trained = sum(_numel(p) for p, _ in multiplied if p.requires_grad)
+    blocks = config.num_hidden_layers - max(first, 0)
+    return forward + 2.0 * (passed + trained) + BACKWARD * blocks * _attention_flops(config, context)
+
+
+def _attention_flops(config: Any, context: int) -> float:
+    """FLOPs of scores and values of one token in one block."""
     heads = getattr(config, "num_attention_heads", 1)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2.0 * multiplied + 4.0 * config.num_hidden_layers * heads * head_dim * context
+    return 4.0 * heads * head_dim * context
+
+
+def _levels(model: nn.Module, blocks: int) -> list[tuple[nn.Parameter, int]]:
+    """Parameters with the block that they are in, from 0; -1 for those before the first, `blocks` after the last."""
+    found, level = [], -1
+    for name, parameter in model.named_parameters():
+        inside = re.search(r"\.(\d+)\.", name)
+        level = int(inside[1]) if inside else blocks if level >= 0 else -1
+        found.append((parameter, level))
+    return found
 
 
 def body_flops(model: nn.Module, context: int) -> float:

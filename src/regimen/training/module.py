@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regimen.core.errors import ConfigError
-from regimen.training.cost import forward_flops
+from regimen.training.cost import forward_flops, training_flops
 from regimen.training.cross_entropy import token_losses
 from regimen.training.loader import Batch
 from regimen.training.parameters import whole
@@ -78,12 +78,19 @@ class LanguageModule(pl.LightningModule):
         self.weighs_tokens = False
         self.gradient_norm: Tensor | None = None
         self._flops: dict[int, float] = {}
+        self._training_flops: dict[int, float] = {}
 
     def forward_flops(self, context: int) -> float:
         """Model FLOPs of a forward pass over one token of a row of `context` tokens."""
         if context not in self._flops:
             self._flops[context] = forward_flops(self.model, context)
         return self._flops[context]
+
+    def training_flops(self, context: int) -> float:
+        """Model FLOPs of a forward and a backward pass over one token of a row of `context` tokens."""
+        if context not in self._training_flops:
+            self._training_flops[context] = training_flops(self.model, context)
+        return self._training_flops[context]
 
     def token_losses(self, batch: Batch) -> Tensor:
         """(b, L) float32 token losses; 0 where nothing is predicted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from regimen.core.errors import ConfigError
@@ -19,6 +21,7 @@ from regimen.runs.identity import config_hash
 from regimen.runs.models import make_model
 from regimen.runs.references import load_model
 from regimen.training.callbacks.checkpoint import checkpoints
+from regimen.training.cost import forward_flops, training_flops
 from tests.contract.test_methods import assert_equal_weights, cut_after
 from tests.support.runs import SMALL, compose_settings, run, settings_of, story, write_corpus
 
@@ -153,3 +156,33 @@ def test_adapters_of_a_pretrained_model_are_exported_alone(corpus: Path, tmp_pat
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), alone)
     assert torch.allclose(logits(loaded), logits(adapted), atol=1e-6)
     assert not torch.allclose(logits(loaded), logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*layers\.1\..*_proj"])
+def test_training_flops_of_adapters_are_what_pytorch_counts(targets: str) -> None:
+    """In closed form: what is charged beyond the counted is what the first trained block does not need, and norms."""
+    tokens, rank = 16, 2
+    shape = ("model.config.num_hidden_layers=3", "model.config.num_key_value_heads=2")
+    eager = "model.attn_implementation=eager"
+    model = model_of(*LORA, *shape, eager, f"model.lora.targets={targets}")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.arange(tokens)[None], use_cache=False).logits.square().mean().backward()
+    first = 0 if targets == "all-linear" else 1
+    named = dict(model.named_parameters())
+    elementwise = {name: p.numel() for name, p in named.items() if p.dim() == 1}  # norms and biases, not counted
+    backed = sum(size for name, size in elementwise.items() if _block(name) >= first)
+    attention = model.model.layers[first].self_attn
+    reading = [getattr(attention, f"{name}_proj") for name in "qkv"]  # their input needs no gradient
+    unneeded = sum(linear.base_layer.weight.numel() + rank * linear.in_features for linear in reading)
+    beyond = tokens * 2 * (sum(elementwise.values()) + backed + unneeded)
+    assert tokens * training_flops(model, tokens) == counter.get_total_flops() + beyond
+
+
+def _block(name: str) -> int:
+    inside = re.search(r"layers\.(\d+)\.", name)
+    return int(inside[1]) if inside else 99
+
+
+def test_training_flops_of_a_whole_model_are_three_forward_passes() -> None:
+    model = model_of()
+    assert training_flops(model, 16) == 3 * forward_flops(model, 16)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regimen.training.context import RunContext, Step, at_boundary, gathered, refuse_nan
-from regimen.training.cost import BACKWARD, rows_flops
+from regimen.training.cost import rows_flops
 from regimen.training.loader import Batch
 from regimen.training.module import LanguageModule
 
@@ -51,7 +51,7 @@ class GatherSteps(pl.Callback):
 
     def _charge(self, module: pl.LightningModule, tokens: float, lengths: Tensor) -> None:
         assert isinstance(module, LanguageModule)
-        flops = rows_flops(module.forward_flops, lengths) * (1 + BACKWARD)
+        flops = rows_flops(module.training_flops, lengths)
         self.context.clock.add("training", tokens=tokens, flops=flops)
 
 
