@@ -31,9 +31,11 @@ METHOD = (
 TWO = ("trainer=ddp", "trainer.accelerator=cpu")
 
 
-def start(corpus: Path, home: Path, folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+def start(
+    corpus: Path, home: Path, folder: Path, *overrides: str, method: tuple[str, ...] = METHOD
+) -> subprocess.Popen[bytes]:
     fixed = [f"dataset.path={corpus}", f"paths.pools={home}/pools", f"paths.store={home}/store", f"run_dir={folder}"]
-    command = [sys.executable, "-m", "regimen", "train", *SMALL, *METHOD, *fixed, *overrides]
+    command = [sys.executable, "-m", "regimen", "train", *SMALL, *method, *fixed, *overrides]
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(), cwd=home)
 
 
@@ -131,3 +133,23 @@ def test_ranks_that_share_a_model_stop_at_the_same_step(
     corpus: Path, home: Path, tmp_path: Path, strategy: str, by: signal.Signals, to: str
 ) -> None:
     check(corpus, home, tmp_path / "cut", (f"trainer={strategy}", "trainer.accelerator=cpu"), by, to)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_preempted_run_goes_on_under_another_strategy(corpus: Path, home: Path, tmp_path: Path) -> None:
+    """From FSDP2 on two processes to one process: the rows of an undisturbed run, and its losses to rounding."""
+    natural = ("method=natural", f"budget.steps={STEPS}", "dataset.max_epochs_per_domain=null", "trainer.threads=1")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    end(start(corpus, home, whole, method=natural))
+    process = start(corpus, home, cut, "trainer=fsdp", "trainer.accelerator=cpu", method=natural)
+    try:
+        await_step(10, cut, process)
+        os.kill(process.pid, signal.SIGTERM)
+        end(process, status=128 + signal.SIGTERM)
+    finally:
+        process.kill()  # it has ended, unless a check failed
+    assert "from step" in end(start(corpus, home, cut, method=natural))
+    mine, theirs = ([r for r in lines(f / "metrics.jsonl") if r["split"] == "train"] for f in (cut, whole))
+    assert [row["batch"] for row in mine] == [row["batch"] for row in theirs]
+    assert [row["loss"] for row in mine] == pytest.approx([row["loss"] for row in theirs], abs=1e-4)
