@@ -11,7 +11,7 @@ losses, of noise the least, and shares follow that. Hence w takes the run's lear
 Differs from the paper: w and its losses are measured with dropout off; u is not trained on alpha times its loss, and w
 on 1 / (1 + alpha) of its own, factors to which Adam is blind, so that both are clipped alike; alpha does not grow,
 there is one outer iteration; all parameters that are trained move, where the paper draws two layers at a time (LISA).
-Beware: u's losses are those of training, with dropout where the model has any, which then looks like being behind: set it to 0.
+Beware: u's losses are those of training, in which dropout looks like being behind: set it to 0 in the model.
 Memory: w and two moments beside the model's. Domains, not rows, are told apart.
 Letters: B rows of the global batch, K domains, M target rows.
 """
