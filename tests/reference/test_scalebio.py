@@ -121,11 +121,13 @@ def test_a_step_is_the_derivative_of_the_penalised_problem() -> None:
     problem = problem + 10 * (p @ source_losses(leaf) - p @ source_losses(u))
     by_w, by_scores = torch.autograd.grad(problem, [leaf, leaves])
 
-    strategy = ScaleBio(alpha=10.0, lr=0.0, decay=0.0)
+    strategy = ScaleBio(alpha=10.0, lr=0.0, clip=None)
     meter = Meter(quadratic(points), quadratic(target), u)
     start = strategy.init(batch.index)._replace(scores=scores, w={"w": w})
     state = strategy.lesson(start, batch, meter, torch.arange(1))  # type: ignore[arg-type]
-    assert torch.allclose(state.first["w"] / 0.1, by_w, atol=1e-13), "Adam's first moment is a tenth of the gradient"
+    assert torch.allclose(11 * state.first["w"] / 0.1, by_w, atol=1e-12), (
+        "Adam's first moment, a tenth, of 1 / (1 + alpha)"
+    )
     losses = quadratic(points)(u, torch.arange(5))
     state = strategy.observe(state, observing(batch, {Loss(): losses}))
     assert torch.allclose(state.score_first / 0.1, by_scores, atol=1e-13)
@@ -166,7 +168,7 @@ def test_a_domain_of_noise_loses_its_share() -> None:
     strategy = ScaleBio(alpha=3.0, score_lr=0.02, reduction="sample_mean")
     state = trained(strategy, meter, batch_of, steps=600, lr=0.05)
     shares = state.scores.softmax(0).tolist()
-    assert shares[2] < 0.05 and min(shares[:2]) > 0.3
+    assert shares[2] < 0.05 and min(shares[:2]) > 0.2
 
 
 def test_shares_are_even_and_models_alike_at_first() -> None:
@@ -181,7 +183,11 @@ def test_shares_are_even_and_models_alike_at_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"alpha": 0.0}, {"lr": -1.0}, {"clip": 0.0}, {"decay": -1.0}, {"score_lr": -1.0}, {"report_every": 0}]
+    "wrong",
+    [
+        *({"alpha": 0.0}, {"lr": -1.0}, {"clip": 0.0}, {"betas": [0.9, 1.0]}, {"betas": [0.9]}),
+        *({"decay": -1.0}, {"score_lr": -1.0}, {"report_every": 0}),
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_B1, _B2, _EPS = 0.9, 0.999, 1e-8
+_EPS = 1e-8
 
 
 class Moments(NamedTuple):
@@ -46,15 +46,17 @@ def adam(
     moments: Moments,
     *,
     lr: float,
-    decay: float = 0.0,
+    decay: float | Mapping[str, float] = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> tuple[dict[str, Tensor], Moments]:
-    """Parameters and moments after one step. decay: of the weights, decoupled from the gradient."""
-    count = moments.steps + 1
-    first = {n: _B1 * moments.first[n] + (1 - _B1) * g for n, g in gradients.items()}
-    second = {n: _B2 * moments.second[n] + (1 - _B2) * g.square() for n, g in gradients.items()}
+    """Parameters and moments after one step. decay: of the weights, of all or by name, decoupled from the gradient."""
+    (b1, b2), count = betas, moments.steps + 1
+    first = {n: b1 * moments.first[n] + (1 - b1) * g for n, g in gradients.items()}
+    second = {n: b2 * moments.second[n] + (1 - b2) * g.square() for n, g in gradients.items()}
     out = {}
     for name, value in at.items():
-        up = first[name] / (1 - _B1**count)
-        down = (second[name] / (1 - _B2**count)).sqrt() + _EPS
-        out[name] = value * (1 - lr * decay) - lr * up / down
+        up = first[name] / (1 - b1**count)
+        down = (second[name] / (1 - b2**count)).sqrt() + _EPS
+        kept = 1 - lr * (decay if isinstance(decay, float | int) else decay[name])
+        out[name] = value * kept - lr * up / down
     return out, Moments(first, second, count)

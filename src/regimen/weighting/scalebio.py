@@ -5,10 +5,13 @@ of L2(w, p) = sum_k p_k L_k(w), is turned into min_{p,w} max_u L1(w) + alpha (L2
 In every step, on the same rows: u goes down L2(u, p); w goes down L1(w) + alpha L2(w, p); lambda follows
     d/d lambda_k = alpha p_k (g_k - sum_j p_j g_j),   g_k = L_k(w) - L_k(u),
 0 for a domain that the batch lacks. All three use Adam. u is the model of the run: it alone approaches w*(p), while w
-stays off by about 1 / alpha of the way to the target. w, kept in the state, starts where the model is.
-Differs from the paper: w and its losses are measured with dropout off; u is not trained on alpha times its loss, to
-which Adam is blind; alpha does not grow, there is one outer iteration; all parameters that are trained move, where the
-paper draws two layers at a time (LISA); the run's optimizer and schedule are u's, and w follows its learning rate.
+stays off by 1 / (1 + alpha) of the way to the target. w, kept in the state, starts where the model is.
+L_k(w) - L_k(u) is small beside both, so w must move as u does: with another optimizer the one that is ahead lowers all
+losses, of noise the least, and shares follow that. Hence w takes the run's learning rate, moments, decay and clipping.
+Differs from the paper: w and its losses are measured with dropout off; u is not trained on alpha times its loss, and w
+on 1 / (1 + alpha) of its own, factors to which Adam is blind, so that both are clipped alike; alpha does not grow,
+there is one outer iteration; all parameters that are trained move, where the paper draws two layers at a time (LISA).
+Beware: u's losses are those of training, in which dropout looks like being behind: set it to 0 in the model.
 Memory: w and two moments beside the model's. Domains, not rows, are told apart.
 Letters: B rows of the global batch, K domains, M target rows.
 """
@@ -16,6 +19,7 @@ Letters: B rows of the global batch, K domains, M target rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -55,8 +59,8 @@ class ScaleBio(Learner):
     """Weights that make the loss of a step sum_k p_k L_k over the domains of the global batch.
 
     alpha: price of w not being the minimiser, above 0; 10 for GPT-2, 100 for Yi-34B in the paper's code.
-    lr: of w; null for the run's learning rate of the step. decay: of w, decoupled. clip: largest norm of w's gradient;
-        null for no limit. score_lr: of lambda; 0 keeps the shares even.
+    lr: of w; null for the run's learning rate of the step. betas, decay, clip: of AdamW on w, as the run's; matrices
+        decay. clip: largest norm of w's gradient; null for no limit. score_lr: of lambda; 0 keeps the shares even.
     report_every: steps between two lines of lessons in the record, for each of which the whole target set is measured.
     """
 
@@ -64,8 +68,9 @@ class ScaleBio(Learner):
     target_rows: int | None = 8
     alpha: float = 10.0
     lr: float | None = None
-    decay: float = 5e-4
-    clip: float | None = None
+    betas: Sequence[float] = (0.9, 0.95)
+    decay: float = 0.1
+    clip: float | None = 1.0
     score_lr: float = 1e-2
     report_every: int = 50
 
@@ -73,6 +78,8 @@ class ScaleBio(Learner):
         super().__post_init__()
         check_counts(self, "report_every")
         check_positive(self, "alpha", *([] if self.clip is None else ["clip"]))
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError("betas of scalebio are two parts", got=list(self.betas), allowed="0 to below 1")
         for name in ("lr", "decay", "score_lr"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -100,8 +107,13 @@ class ScaleBio(Learner):
             first = {name: value.to(found.at[name]) for name, value in state.first.items()}
             second = {name: value.to(found.at[name]) for name, value in state.second.items()}
             moments = Moments(first, second, state.steps)
-        lr = batch.lr if self.lr is None else self.lr
-        w, moments = adam(found.at, clipped(found.gradient, self.clip), moments, lr=lr, decay=self.decay)
+        gradient = {name: value / (1 + self.alpha) for name, value in found.gradient.items()}
+        w, moments = adam(
+            *(found.at, clipped(gradient, self.clip), moments),
+            lr=batch.lr if self.lr is None else self.lr,
+            decay={name: self.decay * (value.dim() > 1) for name, value in found.at.items()},
+            betas=(self.betas[0], self.betas[1]),
+        )
         below = domain_means(found.losses, batch, self.reduction)
         return state._replace(
             w=w,
