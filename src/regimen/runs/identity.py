@@ -61,6 +61,8 @@ def _leave_out_what_is_off(config: dict[str, Any]) -> None:
         by = strategy.get("by") if isinstance(strategy, dict) else None
         if isinstance(by, dict) and (by.get("scorer") or {"model": None})["model"] == "none":
             del by["scorer"]
+        if isinstance(by, dict) and by.get("polarity") == 1:
+            del by["polarity"]
     optimizer = config.get("optimizer", {})
     if (optimizer.get("average") or {"kind": "none"})["kind"] == "none":
         optimizer.pop("average", None)

@@ -71,6 +71,18 @@ def test_what_can_change_a_result_is_in_the_hash(plain: dict[str, Any], override
     assert config_hash(compose_settings(override)) != config_hash(plain)
 
 
+@pytest.mark.parametrize(
+    ("by", "off", "on"),
+    [
+        ({"kind": "lqs"}, {"scorer": {"model": "none", "rows": 7}}, {"scorer": {"model": "own", "rows": 7}}),
+        ({"min_count": 1}, {"polarity": 1}, {"polarity": -1}),
+    ],
+)
+def test_what_came_later_and_is_off_keeps_the_hash(by: dict[str, Any], off: dict[str, Any], on: dict[str, Any]) -> None:
+    before, same, other = (config_hash({"strategies": {"x": {"by": {**by, **more}}}}) for more in ({}, off, on))
+    assert before == same != other
+
+
 def test_names_and_folders(plain: dict[str, Any]) -> None:
     assert run_name(plain) == "natural-nano-local-seed0"
     both = compose_settings("method=[folding,loss_weighting]", "model=tiny", "seed=4")
