@@ -70,6 +70,7 @@ REFUSED = {
     "uneven heads": (["model.config.num_attention_heads=3"], ["num_attention_heads=3", "multiple"]),
     "uneven groups of heads": (["model.config.num_key_value_heads=3"], ["num_key_value_heads=3", "multiple"]),
     "unknown attention": (["model.attn_implementation=flash_attention_9"], ["flash_attention_9", "sdpa"]),
+    "attention of GPUs": (["model.attn_implementation=flex_attention"], ["flex_attention", "cpu", "sdpa"]),
     "rows longer than the context": (
         ["model.config.max_position_embeddings=16"],
         ["dataset.seq_len=32", "max_position_embeddings=16"],
@@ -102,7 +103,14 @@ def test_a_wrong_setting_is_refused_in_words(regimen: CommandLine, name: str) ->
     assert [word for word in words if word not in error] == [], error
 
 
-CHECKED = ("two mixers", "unknown domain", "groups of one domain", "a budget beyond the cap", "a ragged batch")
+CHECKED = (
+    "two mixers",
+    "unknown domain",
+    "groups of one domain",
+    "a budget beyond the cap",
+    "a ragged batch",
+    "attention of GPUs",
+)
 
 
 @pytest.mark.parametrize("name", CHECKED)

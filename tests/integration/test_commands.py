@@ -61,6 +61,10 @@ MEASURED = {
     "an orderer of a selection": ("method=[topk,sorted]", "strategies.topk.ratio=0.05"),
     "an orderer of domains": ("method=[uniform,zigzag]",),
     "a weighter of the whole batch": ("method=loss_weighting", "trainer.micro_batch_size=2"),
+    "a selector that aims": (
+        *("method=less", "++strategies.less.by.run=null", "strategies.less.when.at=4", "dataset.target.from=[code]"),
+        *("strategies.less.ratio=0.5", "strategies.less.by.sketch.dimensions=64"),
+    ),
 }
 
 
@@ -73,6 +77,23 @@ def test_the_flops_of_a_run_are_those_that_check_foretold(regimen: CommandLine, 
     assert spent["total"] == pytest.approx(number(r"FLOPs (\S+), of", told), rel=1e-3)
     assert spent["measuring"] == pytest.approx(number(r"measuring (\S+) ", told), rel=1e-3)
     assert spent["measuring"] > 0
+
+
+def test_check_foretells_what_writing_answers_costs(regimen: CommandLine, tmp_path: Path) -> None:
+    """As if no answer ended early, which those of a new model hardly do."""
+    nice = (
+        *("method=nice", "++strategies.nice.by.run=null", "strategies.nice.when.at=4", "dataset.target.from=[code]"),
+        *("strategies.nice.by.reward=rouge", "strategies.nice.by.samples=20", "strategies.nice.by.max_new_tokens=20"),
+        *("strategies.nice.ratio=0.5", "strategies.nice.by.sketch.dimensions=64", "dataset.target.rows_per_subtask=8"),
+        *("strategies.nice.by.sketch.adam=none", f"run_dir={tmp_path}/run"),
+    )
+    told = regimen.small("check", *nice).out
+    assert regimen.small("train", *nice).status == 0
+    spent = json.loads((tmp_path / "run" / "summary.json").read_text())["flops"]["measuring"]
+    foretold = number(r"measuring (\S+) ", told)
+    rows = 3 * number(r"jsonl: ([\d,]+) rows", told)  # a forward and a backward pass over each
+    share = float(re.search(r"measures ([\d,]+) rows", told)[1].replace(",", "")) / rows
+    assert spent == pytest.approx(foretold, rel=0.05) and share > 1.1
 
 
 def test_shards_make_one_pool(regimen: CommandLine, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_a_share_of_the_tokens():
     chosen = selector(alpha=0.0, ratio=None, token_ratio=0.1)
     found = decided(chosen, see(rows, target, tokens=tokens))
     assert abs(sum(tokens[i] for i in found) - 0.1 * sum(tokens)) <= max(tokens) / 2
-    with pytest.raises(ConfigError, match="raise neighbours"):
+    with pytest.raises(ConfigError, match="give more target rows"):
         decided(selector(alpha=0.0, ratio=None, token_ratio=1.0), see(rows, target, tokens=tokens))
 
 
@@ -299,3 +299,20 @@ def test_a_count_beyond_the_pool_is_refused_before_anything_is_measured():
         selector(ratio=None, count=len(rows) + 1).init(seen.index)
     with pytest.raises(ConfigError, match="1 to 10"):
         selector(ratio=None, count=11, candidates=10).init(seen.index)
+
+
+@pytest.mark.parametrize(
+    ("fields", "helps", "does_not"),
+    [
+        ({"alpha": 0.0, "neighbours": 2}, "raise neighbours", "lower alpha"),  # all neighbours are given to
+        ({"alpha": 1.0}, "lower alpha", "raise neighbours"),  # a tenth of the rows is the most
+        ({"alpha": 0.0}, "give more target rows", "raise neighbours"),
+    ],
+)
+def test_what_is_advised_when_too_few_rows_can_be_drawn_can_be_done(fields, helps, does_not):
+    rows = torch.randn(70, 3, generator=generator(1), dtype=torch.float64)
+    target = torch.randn(2, 3, generator=generator(2), dtype=torch.float64)
+    chosen = selector(density="uniform", ratio=None, count=40, **fields)
+    with pytest.raises(ConfigError, match="draw=repeats") as error:
+        decided(chosen, see(rows, target))
+    assert helps in str(error.value) and does_not not in str(error.value)

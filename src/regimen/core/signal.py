@@ -213,6 +213,10 @@ class Signal:
         """Models of conf/model, by name, that are made for it."""
         return ()
 
+    def beside(self, target: PoolIndex) -> float:
+        """Tokens that forward passes read beside the rows asked for, to measure the target set; at most, if unsure."""
+        return 0.0
+
     def models(self) -> tuple[str | None, ...]:
         """Folders of finished runs, or checkpoints, whose models measure it; None stands for the one in training."""
         return (None,) if self.passes() else ()

@@ -25,6 +25,7 @@ from regimen.training.capabilities import refuse_moving, refuse_unsupported
 from regimen.training.cost import forward_flops, training_flops
 
 _COUNTED = 100_000  # steps of a run whose decisions are counted one by one
+_GPU_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 @dataclass
@@ -92,18 +93,23 @@ class Experiment:
             return self._surveyed(needs) * self.decisions(placed, steps)
         if steps >= _COUNTED:  # too many to look at each
             decisions = 1 if strategy.measures_once else trigger.count(steps)
-            return sum(signal.work(pool_rows) for signal in needs) * decisions
+            return sum(signal.work(pool_rows) + self._beside(signal) for signal in needs) * decisions
         total = 0.0
         for step in (step for step in range(steps) if trigger.fires(step, steps)):
             rows = (steps - step) * self.batch_rows
             if isinstance(strategy, Selector):
                 rows = strategy.candidates or pool_rows
             new = needs - seen.get(step, set())
-            total += sum(signal.work(min(rows, pool_rows)) for signal in new)
+            total += sum(signal.work(min(rows, pool_rows)) + self._beside(signal) for signal in new)
             seen.setdefault(step, set()).update(needs)
             if strategy.measures_once:
                 break
         return total
+
+    def _beside(self, signal: Signal) -> float:
+        """Forward passes over a row that measuring the target set costs."""
+        target = self.pool.target
+        return 0.0 if target is None else signal.beside(target.index) * self.batch_rows / self.batch_inputs
 
     def _surveyed(self, needs: set[Signal]) -> float:
         """Forward passes over a row of one survey of the domains."""
@@ -192,6 +198,18 @@ def _refuse_missing_gpu(accelerator: str) -> None:
         )
 
 
+def _refuse_gpu_attention(settings: Mapping[str, Any]) -> None:
+    """Such a model can be built anywhere, but its first backward pass on a CPU would end in a traceback."""
+    kernel, accelerator = settings["model"]["attn_implementation"], settings["trainer"]["accelerator"]
+    if kernel in _GPU_ATTENTION and accelerator == "cpu":
+        raise ConfigError(
+            "this attention can be trained on a GPU alone",
+            got=f"model.attn_implementation={kernel}, trainer.accelerator={accelerator}",
+            allowed="model.attn_implementation=sdpa or eager on a CPU",
+            do="type model.attn_implementation=sdpa, or train on a GPU: trainer=gpu",
+        )
+
+
 def _context(pool: Pool) -> int:
     """Tokens of a row, by which the FLOPs of a token are counted."""
     inputs = pool.train.index.input_tokens
@@ -223,6 +241,7 @@ def make_experiment(
                 refuse_unknown_models(asked)
     if not meta:
         _refuse_missing_gpu(settings["trainer"]["accelerator"])
+    _refuse_gpu_attention(settings)
     with torch.device("meta" if meta else "cpu"):
         model = make_model({**settings["model"], "compile": settings["model"]["compile"] and not meta}, pool)
     per_token = forward_flops(model, _context(pool)), training_flops(model, _context(pool))

@@ -126,7 +126,7 @@ class Tsds(Selector):
         if self.draw == "repeats":
             drawn = self._repeated(found.probability, len(ids), seen.generator)
         else:
-            drawn = self._distinct(found.probability, seen.tokens[by_id], seen.generator)
+            drawn = self._distinct(found, seen.tokens[by_id], seen.generator)
         return _remembering(Selection(ids[drawn.ids], drawn.repeats), found.spread, found.neighbours)
 
     def assign(self, rows: Tensor, target: Tensor) -> Assigned:
@@ -177,18 +177,28 @@ class Tsds(Selector):
                 density[used] = crowds(points[used], count, width=self.sigma)
         return density
 
-    def _distinct(self, probability: Tensor, tokens: Tensor, generator: torch.Generator) -> Selection:
+    def _distinct(self, found: Assigned, tokens: Tensor, generator: torch.Generator) -> Selection:
         """Positions (k,), drawn one after another without replacement."""
-        order = gumbel_top_k(probability.log(), len(tokens), generator=generator)  # (n,) those without a chance last
+        order = gumbel_top_k(found.probability.log(), len(tokens), generator=generator)  # (n,) those without one last
         kept = kept_of(tokens[order], self.ratio, self.count, self.token_ratio)
-        possible = int((probability > 0).sum())
+        possible = int((found.probability > 0).sum())
         if possible < kept:
             raise ConfigError(
                 "the target rows give to fewer rows than are to be kept",
-                got=f"{possible} rows with a probability, {kept} to keep",
-                do="raise neighbours, lower alpha, keep fewer rows, or set draw=repeats",
+                got=f"{possible} rows with a probability, {kept} to keep, "
+                f"{found.neighbours} neighbours of each target row",
+                do=self._ways_out(found, len(tokens)),
             )
         return Selection(order[:kept])
+
+    def _ways_out(self, found: Assigned, rows: int) -> str:
+        """What lets target rows give to more rows; at most a tenth of the rows can be neighbours of one."""
+        ways = []
+        if found.neighbours < max(rows // 10, 1):
+            ways.append("raise neighbours")
+        if found.spread < found.neighbours and self.alpha > 0:
+            ways.append("lower alpha")
+        return ", ".join([*ways, "give more target rows", "keep fewer rows", "or set draw=repeats"])
 
     def _repeated(self, probability: Tensor, n: int, generator: torch.Generator) -> Selection:
         """Positions that were drawn at least once with replacement, ascending, and how often."""

@@ -64,7 +64,12 @@ class CheckpointInfluence(Signal):
 
     def passes(self) -> float:
         """A forward and a backward pass per checkpoint; of a run that is yet to be trained, four are expected."""
-        return _FORWARD_BACKWARD * (1 if self.run is None else _CHECKPOINTS)
+        return _FORWARD_BACKWARD * self._expected
+
+    @property
+    def _expected(self) -> int:
+        """Checkpoints."""
+        return 1 if self.run is None else _CHECKPOINTS
 
     def models(self) -> tuple[str | None, ...]:
         return (self.run,)
@@ -92,6 +97,10 @@ class Influence(CheckpointInfluence):
 
     def aims(self) -> bool:
         return True
+
+    def beside(self, target: PoolIndex) -> float:
+        """A forward and a backward pass over the target rows, per checkpoint."""
+        return _FORWARD_BACKWARD * self._expected * float(target.inputs_of(torch.arange(target.rows)).sum())
 
     def directions(self, at: Meter) -> Tensor:
         """(M, d). Raises ConfigError where the pool has no target set."""

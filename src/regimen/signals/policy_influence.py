@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.index import PoolIndex
 from regimen.core.measuring import Example, Language, Sketch
 from regimen.core.seeding import generator
 from regimen.core.signal import Meter
@@ -28,6 +29,7 @@ from regimen.signals.influence import CheckpointInfluence, ValAgg, check_val_agg
 from regimen.signals.rewards import reward_of
 
 _ROWS = 1024  # answers whose sketches are held at once
+_DIFFERENTIATED = 3.0  # forward passes of one with its backward pass
 
 
 class Prompt(NamedTuple):
@@ -83,6 +85,15 @@ class PolicyInfluence(CheckpointInfluence):
 
     def aims(self) -> bool:
         return True
+
+    def beside(self, target: PoolIndex) -> float:
+        """Answers are written and then differentiated, four passes over prompt and answer; all of full length."""
+        rows = torch.arange(target.rows)
+        read = float(target.inputs_of(rows).sum())
+        prompts = read - float(target.tokens_of(rows).sum())
+        answers = self.samples * (prompts + target.rows * self.max_new_tokens)
+        own = _DIFFERENTIATED * read if self.fallback == "reference" else 0.0
+        return self._expected * ((1 + _DIFFERENTIATED) * answers + own)
 
     def directions(self, at: Meter) -> Tensor:
         """(M, d) unit policy gradients. Raises ConfigError where the pool has no target set."""
