@@ -18,7 +18,7 @@ def shuffle_windows(ids: Tensor, window: int, generator: torch.Generator) -> Ten
 def stable_rank(values: Tensor, *, ties: Tensor) -> Tensor:
     """Ranks (n,) int64 of `values` (n,), 0 for the lowest; equal values are ranked by `ties` (n,), their ids."""
     if ascending(ties):
-        return inverse(values.argsort(stable=True))
+        return torch.arange(len(ties)) if values is ties else inverse(values.argsort(stable=True))
     by_tie = ties.argsort()
     return inverse(by_tie[values[by_tie].argsort(stable=True)])
 

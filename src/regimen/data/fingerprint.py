@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from regimen.data.locking import locked
 
 
 def digest(value: Any) -> str:
@@ -62,7 +62,7 @@ class DigestCache:
         if not self._new:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"):
+        with locked(self.path.with_name(f"{self.path.name}.lock")):
             stored = json.loads(self.path.read_text()) if self.path.exists() else {}
             write_atomically(self.path, json.dumps(stored | self._new))
         self._known |= self._new

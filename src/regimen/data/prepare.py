@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filelock import FileLock
-
 from regimen.core.errors import ConfigError
 from regimen.data.fingerprint import write_atomically
 from regimen.data.job import Job
+from regimen.data.locking import locked
 from regimen.data.manifest import MANIFEST
 from regimen.data.progress import Progress
 from regimen.data.settings import FILE_SOURCES, DatasetSettings, TargetSettings, parse
@@ -54,10 +53,10 @@ def prepare(
     job = _job(dataset, Path(root), shard_index, shard_count)
     found = _find(job)
     if found is None:
-        with Progress(shown=progress) as shown, FileLock(job.lock(f"shard-{shard_index:05d}")):
+        with Progress(shown=progress) as shown, locked(job.lock(f"shard-{shard_index:05d}")):
             if not job.done(shard_index).exists() and not job.manifest.exists():
                 _make_shard(job, shown)
-        with FileLock(job.lock("merge")):
+        with locked(job.lock("merge")):
             if not job.manifest.exists():
                 if not all(job.done(k).exists() for k in range(shard_count)):
                     return None
@@ -193,7 +192,7 @@ def _tokenizer(job: Job) -> Path:
 
     own, cached = job.folder / "tokenizer", job.root / "tokenizers" / job.tokenizer_key[:16]
     cached.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{cached}.lock"):
+    with locked(cached.with_name(f"{cached.name}.lock")):
         if not cached.exists():
             if job.settings.shard_by == "content":
                 texts = iter(column([job.texts / SAMPLE], "text").to_pylist())
@@ -203,7 +202,7 @@ def _tokenizer(job: Job) -> Path:
                 texts = map(plain_text, texts)
             with whole_folder(cached) as folder:
                 save(build(job.settings.tokenizer, texts), folder)
-    with FileLock(job.lock("tokenizer")):
+    with locked(job.lock("tokenizer")):
         if not own.exists():
             with whole_folder(own) as folder:
                 shutil.copytree(cached, folder, dirs_exist_ok=True)
@@ -226,7 +225,7 @@ def _refresh_overlap(folder: Path, job: Job) -> None:
     if json.loads(path.read_text()).get("overlap", {}).get("settings") == wanted:
         return
     found = report(folder, job.settings.overlap)
-    with FileLock(folder / "locks" / "merge.lock"):
+    with locked(folder / "locks" / "merge.lock"):
         manifest = json.loads(path.read_text())
         manifest["overlap"] = {"settings": wanted, **found}
         write_atomically(path, json.dumps(manifest, indent=1, sort_keys=True))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,8 +105,6 @@ def _encoded(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """The tokenizer of a sample, and its rows; adds to `seconds`."""
-    from regimen.data.encoding import Encoder, encode_domain
-    from regimen.data.examples import ExampleEncoder, encode_examples
     from regimen.data.overlap import hashing_seconds
     from regimen.data.tables import file_name
     from regimen.data.templates import plain_text
@@ -116,20 +116,13 @@ def _encoded(
     start = time.perf_counter()
     tokenizer = build(settings.tokenizer, given)
     trained, sizes = time.perf_counter(), token_bytes(tokenizer)
-    shared = {"max_validation_rows": settings.validation.max_rows, "advance": lambda size: None, "held_out": {}}
-    if settings.format == "sft":
-        examples = ExampleEncoder(tokenizer, sizes, template=settings.sft.template, seq_len=settings.seq_len)
-        encoder, encode = examples.encoder, encode_examples
-        shared["encoder"] = examples
-    else:
-        encoder, encode = Encoder(tokenizer, sizes), encode_domain
-        shared |= {"encoder": encoder, "seq_len": settings.seq_len, "copied": False}
+    encoder, encode = _encoder(settings, tokenizer, sizes)
     found, some = {}, np.zeros(0, np.int64)
     begun = time.perf_counter()
     for domain in read["domains"]:
         text, rows = texts.buffer(f"{file_name(domain)}.arrow"), InMemory()
         threshold = read["thresholds"][domain] if heads.whole else -1
-        counts = encode(text, rows, domain=domain, threshold=threshold, **shared)
+        counts = encode(text, rows, domain=domain, threshold=threshold)
         factor = 1.0 if heads.factors is None else heads.factors[domain]
         found[domain] = _counted(counts, rows, text.size, factor, settings.seq_len)
         some = some if len(some) else rows.tokens("train.arrow")
@@ -145,6 +138,20 @@ def _encoded(
         "pad_id": encoder.pad_id,
         "tokenizer_bytes": sum(len(text.encode()) for text in given),
     }
+
+
+def _encoder(settings: DatasetSettings, tokenizer: Any, sizes: np.ndarray) -> tuple[Any, Callable[..., Any]]:
+    """The encoder, and what encodes a domain with it as `prepare` does."""
+    from regimen.data.encoding import Encoder, encode_domain
+    from regimen.data.examples import ExampleEncoder, encode_examples
+
+    shared: dict[str, Any] = {"max_validation_rows": settings.validation.max_rows, "held_out": {}}
+    shared["advance"] = lambda size: None
+    if settings.format == "sft":
+        examples = ExampleEncoder(tokenizer, sizes, template=settings.sft.template, seq_len=settings.seq_len)
+        return examples.encoder, partial(encode_examples, encoder=examples, **shared)
+    encoder = Encoder(tokenizer, sizes)
+    return encoder, partial(encode_domain, encoder=encoder, seq_len=settings.seq_len, copied=False, **shared)
 
 
 def _counted(counts: dict[str, Any], rows: InMemory, text_bytes: int, factor: float, seq_len: int) -> Counted:

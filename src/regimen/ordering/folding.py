@@ -56,7 +56,10 @@ def fold(rank: Tensor, folds: int) -> Tensor:
     """
     size, longer = divmod(len(rank), folds)
     layer = rank % folds  # (n,)
-    return layer * size + layer.clamp(max=longer) + rank // folds  # (n,)
+    position = layer * size  # (n,)
+    position += layer.clamp_(max=longer)  # in place: n may be 10^9
+    del layer
+    return position.add_(rank // folds)  # (n,)
 
 
 def check_folds(folds: int) -> None:

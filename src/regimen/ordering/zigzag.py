@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from regimen.core.index import PoolIndex
@@ -52,5 +51,7 @@ def zigzag(rank: Tensor, folds: int) -> Tensor:
     """Positions (n,) int64 of ranks (n,), a permutation of 0 to n-1: `fold` with every second pass reversed."""
     size, longer = divmod(len(rank), folds)
     layer = rank % folds  # (n,)
-    last = size + (layer < longer).long() - 1  # (n,) place of the pass's last row within the pass
-    return fold(rank, folds) + torch.where(layer % 2 == 1, last - 2 * (rank // folds), 0)  # (n,)
+    back = (layer < longer).long().add_(size - 1)  # (n,) place of the pass's last row within the pass
+    back.sub_(rank // folds, alpha=2).mul_(layer.remainder_(2))  # (n,) how far a row of a reversed pass moves
+    del layer
+    return back.add_(fold(rank, folds))  # (n,)

@@ -11,6 +11,7 @@ from regimen.reports.compare import Comparison, Metric, compare
 from regimen.reports.content import make_report
 from regimen.reports.groups import Section, split_sections, with_baseline
 from regimen.reports.markdown import render_markdown
+from regimen.reports.missing import fate
 from regimen.reports.page import render_page
 from regimen.reports.runs import Run, common_folder, find_runs, read_run
 from regimen.reports.tidy import render_csv
@@ -49,8 +50,8 @@ def compare_runs(runs: Sequence[Run], metric: Metric, baseline: str | None) -> t
     if not usable:
         raise ConfigError(
             "none of these runs is finished with a number to compare",
-            got="; ".join(f"{run.folder.name}: {run.status}, {run.reason or 'no ' + metric.name}" for run in runs[:8]),
-            do="wait for them, or resume them with regimen train ... resume=true",
+            got="; ".join(f"{run.folder.name}: {fate(run, run.reason or 'no ' + metric.name)}" for run in runs[:8]),
+            do="wait for them, or start the same command again: it goes on where they stopped",
         )
     names = {name for section in usable for arm in section.arms if arm.counted for name in (arm.label, arm.method)}
     if baseline is not None and baseline not in names:

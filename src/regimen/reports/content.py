@@ -17,13 +17,13 @@ from regimen.reports.figures import comparison_figures
 from regimen.reports.groups import Section
 from regimen.reports.inventory import (
     environment_table,
-    missing_cells,
     notices,
     runs_table,
     section_notice,
     settings_table,
     warnings_table,
 )
+from regimen.reports.missing import missing_cells
 from regimen.reports.runs import Run
 from regimen.reports.tables import chance_table, realised_table, score_table, test_table
 from regimen.reports.wording import (

@@ -1,4 +1,4 @@
-"""What was run: runs, missing cells, settings that differ, versions, warnings, and what makes runs not comparable."""
+"""What was run: runs, settings that differ, versions, warnings, and what makes runs not comparable."""
 
 from __future__ import annotations
 
@@ -41,27 +41,6 @@ def runs_table(runs: Sequence[Run], sections: Sequence[Section], *, base: Path) 
     notes += [f"{os.path.relpath(run.folder, base)}: {listing(run.notes)}." for run in runs if run.notes]
     columns = ("Method", "Seed", "Status", "Steps", "Tokens", "Model", "Dataset", "Folder")
     return Table(title="Runs", columns=columns, rows=tuple(rows), notes=tuple(notes), words=len(columns))
-
-
-def missing_cells(section: Section) -> list[str]:
-    """The cells of the grid method x seed that no finished run fills, in words, one line per method and reason."""
-    cells: dict[tuple[str, str], list[int]] = {}
-    for arm in section.arms:
-        tried = {run.seed: reason for run, reason in arm.others if run.seed is not None}
-        for seed in section.seeds:
-            if seed not in arm.seeds:
-                cells.setdefault((arm.label, _why(arm, seed, tried)), []).append(seed)
-    return [
-        f"{label}, {'seed' if len(seeds) == 1 else 'seeds'} {listing(seeds)}: {why}"
-        for (label, why), seeds in cells.items()
-    ]
-
-
-def _why(arm: Arm, seed: int, tried: dict[int, str]) -> str:
-    if seed not in tried:
-        return "no run"
-    status = next(run.status for run, _ in arm.others if run.seed == seed)
-    return f"{status}, {tried[seed]}" if status not in tried[seed] else tried[seed]
 
 
 def notices(comparison: Comparison) -> list[str]:

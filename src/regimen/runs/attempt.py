@@ -30,11 +30,17 @@ _PARTING_SECONDS = 60.0  # rank 0 has but a summary to write
 
 @dataclass(frozen=True)
 class Attempt:
-    """The decision. checkpoint: the file to resume from. token: ties it to this launch of this job."""
+    """The decision. checkpoint: the file to resume from. token: ties it to this launch of this job.
+
+    pool, fingerprint: the data of rank 0, its folder under `paths.pools`. agreed: whether the ranks may begin.
+    """
 
     action: Action
     checkpoint: str | None
     token: str
+    pool: str = ""
+    fingerprint: str = ""
+    agreed: bool = True
 
 
 def launch_token(job: int) -> str:
@@ -50,9 +56,18 @@ def launch_token(job: int) -> str:
     return f"{base}.{job}"
 
 
-def decide(folder: Path, token: str, *, fingerprints: Mapping[str, str], accept_other_version: bool) -> Attempt:
-    """Rank 0's decision, written to the folder for the others.
+def decide(
+    folder: Path,
+    token: str,
+    *,
+    fingerprints: Mapping[str, str],
+    accept_other_version: bool,
+    pool: str = "",
+    agreed: bool = True,
+) -> Attempt:
+    """Rank 0's decision, written to the folder for the others. pool: the name of its folder.
 
+    agreed: false where the other ranks must answer before any begins.
     Raises ConfigError where the folder holds a run on other data, of another configuration or another version.
     """
     summary = _summary(folder)
@@ -62,9 +77,9 @@ def decide(folder: Path, token: str, *, fingerprints: Mapping[str, str], accept_
     if summary is not None and summary["status"] == "finished":
         attempt = Attempt("skip", None, token)
     elif summary is not None and saved:
-        attempt = Attempt("resume", str(saved[-1]), token)
+        attempt = Attempt("resume", str(saved[-1]), token, pool, fingerprints["pool"], agreed)
     else:
-        attempt = Attempt("begin", None, token)
+        attempt = Attempt("begin", None, token, pool, fingerprints["pool"], agreed)
     write_json(folder / "attempt.json", asdict(attempt))
     return attempt
 
@@ -75,8 +90,8 @@ def refuse(folder: Path, token: str) -> None:
         write_json(folder / "attempt.json", asdict(Attempt("refuse", None, token)))
 
 
-def await_decision(folder: Path, token: str) -> Attempt:
-    """The decision of rank 0, on the other ranks."""
+def await_decision(folder: Path, token: str, *, agreed: bool = False) -> Attempt:
+    """The decision of rank 0, on the other ranks. agreed: wait for the word to begin, too."""
     deadline = time.monotonic() + _WAIT_SECONDS
     path = folder / "attempt.json"
     while time.monotonic() < deadline:
@@ -84,7 +99,7 @@ def await_decision(folder: Path, token: str) -> Attempt:
             attempt = Attempt(**json.loads(path.read_text()))
             if attempt.token == token and attempt.action == "refuse":
                 raise RunError("rank 0 stopped before training; its message says why")
-            if attempt.token == token:
+            if attempt.token == token and (attempt.agreed or not agreed):
                 return attempt
         time.sleep(0.1)
     raise RunError(f"rank 0 did not begin within {_WAIT_SECONDS:.0f} s", got=path, do="look at the log of rank 0")

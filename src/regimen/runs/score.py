@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from regimen.core.errors import ConfigError
 from regimen.core.files import disk_errors, write_json
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Observation, Selection, Selector
+from regimen.data.locking import locked
 from regimen.data.pool import Pool
 from regimen.runs.attempt import Attempt, await_file
 from regimen.runs.experiment import make_pool
@@ -83,7 +83,7 @@ def score(settings: Mapping[str, Any]) -> Path:
 
 def _merge(settings: Mapping[str, Any], whole: Path, shard: Shard) -> None:
     """Make the whole of its parts, if they are all there. The last parts to finish may do so at once, so they queue."""
-    with filelock.FileLock(whole / ".lock"):
+    with locked(whole / ".lock", setting="run_dir=DIR or paths.outputs=DIR"):
         if (whole / MANIFEST).is_file():
             return
         parts = read_parts(shard.all_folders(whole), FILE, MANIFEST)

@@ -21,12 +21,14 @@ import filelock
 from regimen import __version__
 from regimen.core.errors import ConfigError, RunError
 from regimen.core.files import write_json
+from regimen.data.locking import locked
 from regimen.runs.identity import config_hash
 
 if TYPE_CHECKING:  # listing the store needs no torch
     from regimen.data.pool import Pool
 
 
+_SETTING = "paths.store=DIR"
 VALUES = "values.json"  # of a measurement
 
 
@@ -95,7 +97,7 @@ class Store:
         path = self.root / "index" / f"{key}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(self.root / ".lock"):
+            with locked(self.root / ".lock", setting=_SETTING):
                 known = self._read(key) or {"asked_by": []}
                 asked = known["asked_by"]
                 if known.get("folder") and is_finished(Path(known["folder"])):
@@ -106,11 +108,23 @@ class Store:
                 if entry != known:
                     write_json(path, entry)
         except OSError as error:
-            raise RunError(
-                "the store cannot be written",
-                got=f"{self.root}: {error.strerror or error}",
-                do="choose another folder: paths.store=DIR",
-            ) from error
+            raise self._unwritable(error) from error
+
+    def ready(self) -> None:
+        """Refuse a store that cannot be written or has no locks, before hours are spent on what it is to remember."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with locked(self.root / ".lock", setting=_SETTING):
+                pass
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            "the store cannot be written",
+            got=f"{self.root}: {error.strerror or error}",
+            do="choose another folder: paths.store=DIR",
+        )
 
     def entries(self) -> list[Entry]:
         """Everything that a run asked for or that lies in the store, by kind and name."""
@@ -128,9 +142,8 @@ class Store:
     def remove(self, entry: Entry) -> None:
         """Forget an entry, and delete its folder where the store made it. Raises ConfigError while a run is at it."""
         if entry.own and entry.folder.is_dir():
-            lock = filelock.FileLock(entry.folder / ".lock")
             try:
-                with lock.acquire(timeout=0):
+                with locked(entry.folder / ".lock", patient=False, setting=_SETTING):
                     pass
             except filelock.Timeout:
                 raise ConfigError("a process is busy with this entry", got=entry.folder, do="wait for it") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import Any
 from regimen.core.errors import RegimenError
 from regimen.data.pool import Pool
 from regimen.runs import summary
+from regimen.runs.agreement import convene, join_in, other_ranks
 from regimen.runs.attempt import Attempt, await_decision, await_end, decide, launch_token, refuse
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name
-from regimen.runs.locks import held
+from regimen.runs.locks import Busy, held
 from regimen.runs.preempted import Preempted
 from regimen.runs.ranks import global_rank
 from regimen.runs.resuming import refuse_unreadable
@@ -31,6 +34,7 @@ _ADVICE = (  # of libraries to each other, or to those who use them without a ha
     *(".*`torch.distributed.[a-z_]+` is deprecated.*", ".*returned a view tensor.*"),
     *(".*saving the DeepSpeed Stage 3.*", ".*`srun` command is available on your system.*"),
 )
+_SEEN_SECONDS = 3.0
 _jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 
 
@@ -42,9 +46,16 @@ def train(settings: Mapping[str, Any], folder: Path, *, sweep: str | None = None
     quiet_libraries()
     if global_rank() > 0:
         join(settings, folder, sweep)
-    else:
-        with held(folder):
-            lead(settings, folder, sweep)
+        return folder
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder))
+        except Busy:
+            raise  # the folder tells of another launch
+        except RegimenError:
+            _turn_away(folder, next_token(), others=other_ranks(settings["trainer"]))
+            raise
+        lead(settings, folder, sweep)
     return folder
 
 
@@ -57,20 +68,26 @@ def next_token() -> str:
 
 def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
     """Rank 0: prepare the data, decide what this attempt does, and do it."""
-    token = next_token()
+    token, others = next_token(), other_ranks(settings["trainer"])
+    store = Store(Path(settings["paths"]["store"]))
     try:
+        store.ready()
         pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
         attempt = decide(
             folder,
             token,
             fingerprints=summary.fingerprints(settings, pool),
             accept_other_version=settings["accept_other_version"],
+            pool=pool.path.name,
+            agreed=not others,
         )
         if attempt.action == "skip":
             print(f"skipped, it is finished: {folder}", file=sys.stderr)
             return
         if attempt.checkpoint is not None:
             refuse_unreadable(Path(attempt.checkpoint), settings["trainer"]["strategy"])
+        if others:
+            convene(folder, attempt, others=others)
         done: list[Done] = []
         if settings["stages"]:
             done = Staging(settings, folder, token, pool, lead).run()
@@ -79,11 +96,9 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
                 remove_if_empty(folder)
                 return
     except BaseException:
-        refuse(folder, token)
-        remove_if_empty(folder)
+        _turn_away(folder, token, others=others)
         raise
     _attempt(settings, folder, attempt, pool, sweep, done)
-    store = Store(Path(settings["paths"]["store"]))
     store.note("run", run_name(settings), run_key(settings, pool), folder, asked_by=None)
 
 
@@ -93,17 +108,31 @@ def join(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
     attempt = await_decision(folder, token)
     if attempt.action == "skip":
         return
+    pool = join_in(folder, attempt, Path(settings["paths"]["pools"]))
     done: list[Done] = []
     if settings["stages"]:
         done = follow(folder, token, join)
         if settings["only_stages"]:
             return
     try:
-        _attempt(settings, folder, attempt, make_pool(settings, progress=False), sweep, done)
+        _attempt(settings, folder, attempt, pool, sweep, done)
     except Preempted:
         await_end(folder)
         raise
     await_end(folder)
+
+
+def _turn_away(folder: Path, token: str, *, others: int) -> None:
+    """Have the other ranks leave, too, and take the folder back if there is nothing of a run in it."""
+    if others:
+        with contextlib.suppress(RegimenError, OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            refuse(folder, token)
+            time.sleep(_SEEN_SECONDS)  # they look all the time
+    else:
+        refuse(folder, token)
+    if folder.is_dir():
+        remove_if_empty(folder)
 
 
 def _say_staged(done: list[Done]) -> None:

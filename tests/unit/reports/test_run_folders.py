@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 
 import pytest
 from synthetic_runs import DOMAINS, write_grid, write_run
@@ -12,7 +13,8 @@ from regimen.core.errors import ConfigError
 from regimen.reports import build
 from regimen.reports.assemble import compare_runs, parse_metric
 from regimen.reports.content import make_report
-from regimen.reports.inventory import missing_cells, notices, runs_table, settings_table
+from regimen.reports.inventory import notices, runs_table, settings_table
+from regimen.reports.missing import missing_cells
 from regimen.reports.runs import find_runs, read_run
 
 
@@ -58,7 +60,7 @@ def test_runs_that_do_not_count(pair):
     assert reasons["nan"].detail == "its final macro/bits_per_byte is not a number"
     assert "format 9" in reasons["newer"].detail
     missing = missing_cells(sections[0])
-    assert "odm, seed 3: failed, the loss was not a number at step 7" in missing
+    assert "odm, seed 3: failed, the loss was not a number at step 7; nothing was saved" in missing
     assert "natural, seeds 3, 4 and 6: no run" in missing
     assert build([pair]).is_file()
 
@@ -197,3 +199,42 @@ def test_outputs_and_default_folder(tmp_path):
     assert build([tmp_path]).parent == tmp_path
     elsewhere = build([str(tmp_path / "sweep" / "*-seed?")], out=tmp_path / "sweep")
     assert elsewhere.read_bytes() == first  # same runs, same bytes: no time, no random id
+
+
+def grid_file(root, *overrides):
+    lines = "".join(f"    - {override}\n" for override in overrides)
+    (root / "multirun.yaml").write_text(f"hydra:\n  overrides:\n    task:\n{lines}")
+
+
+def test_a_grid_knows_the_runs_that_never_began(pair):
+    """From the file that Hydra leaves beside them: of methods that ran, of methods that did not, of joined methods."""
+    grid_file(pair, "method=natural,odm,[folding,odm],uniform", "seed=range(1,4)", "model=nano,tiny")
+    _, sections, _ = load(pair)
+    assert missing_cells(sections[0]) == [
+        "natural, seed 3: never started",
+        "odm, seed 3: never started",
+        "folding+odm, seeds 1, 2 and 3: never started",
+        "uniform, seeds 1, 2 and 3: never started",
+    ]
+    grid_file(pair, "method=uniform", "seed=1", "model=tiny")
+    assert missing_cells(load(pair)[1][0]) == [], "a grid of another model"
+    (pair / "multirun.yaml").write_text("hydra: [")
+    assert missing_cells(load(pair)[1][0]) == [], "a torn file tells nothing"
+
+
+def test_where_a_stopped_run_goes_on(pair):
+    """From its last whole checkpoint, where there is one."""
+    stopped = write_run(
+        pair, "odm", 3, status="preempted", reason="stopped by SIGTERM; the same command goes on", folder="s"
+    )
+    summary = json.loads((stopped / "summary.json").read_text())
+    (stopped / "summary.json").write_text(json.dumps(summary | {"steps": 12}))
+    said = "odm, seed 3: preempted at step 12 (stopped by SIGTERM); "
+    assert said + "nothing was saved" in missing_cells(load(pair)[1][0])
+    (stopped / "checkpoints").mkdir()
+    for name, content in (("step-00000008.ckpt", True), ("step-00000012.ckpt", False)):
+        with zipfile.ZipFile(stopped / "checkpoints" / name, "w") as file:
+            file.writestr("data", "x")
+        if not content:  # cut by a crash
+            (stopped / "checkpoints" / name).write_bytes(b"PK")
+    assert said + "the same command goes on from step 8" in missing_cells(load(pair)[1][0])
