@@ -55,6 +55,8 @@ of the largest value.
 * `model.compile=true` is refused with a sharded model.
 * Every process builds the model in its CPU's memory before it is spread; finished models that a method compares with
   are whole on every process; so are Adam's moments while a sketch with `adam` other than `none` is made.
+* `regimen check` says what a rank holds. Under `bf16-mixed` FSDP2 keeps bfloat16 copies of all linear layers on every
+  rank until the forward pass ends.
 * On CPUs offloading saves nothing: it is there to be tested.
 """
 
