@@ -13,13 +13,13 @@ from typing import Any
 
 from regimen.core.errors import RegimenError
 from regimen.data.pool import Pool
-from regimen.runs import summary
-from regimen.runs.attempt import Attempt, await_decision, await_end, decide, launch_token, refuse
+from regimen.runs import parting, summary
+from regimen.runs.attempt import Attempt, await_decision, await_end, decide
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name
 from regimen.runs.locks import held
 from regimen.runs.preempted import Preempted
-from regimen.runs.ranks import global_rank
+from regimen.runs.ranks import global_rank, next_token
 from regimen.runs.resuming import refuse_unreadable
 from regimen.runs.run import Run
 from regimen.runs.staging import PLAN, Done, Staging, follow
@@ -31,7 +31,6 @@ _ADVICE = (  # of libraries to each other, or to those who use them without a ha
     *(".*`torch.distributed.[a-z_]+` is deprecated.*", ".*returned a view tensor.*"),
     *(".*saving the DeepSpeed Stage 3.*", ".*`srun` command is available on your system.*"),
 )
-_jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 
 
 def train(settings: Mapping[str, Any], folder: Path, *, sweep: str | None = None) -> Path:
@@ -46,13 +45,6 @@ def train(settings: Mapping[str, Any], folder: Path, *, sweep: str | None = None
         with held(folder):
             lead(settings, folder, sweep)
     return folder
-
-
-def next_token() -> str:
-    """Of the next run that this process begins; the same on every rank."""
-    global _jobs
-    _jobs += 1
-    return launch_token(_jobs - 1)
 
 
 def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
@@ -76,10 +68,10 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
             done = Staging(settings, folder, token, pool, lead).run()
             if settings["only_stages"]:
                 _say_staged(done)
+                parting.say_over()
                 remove_if_empty(folder)
                 return
     except BaseException:
-        refuse(folder, token)
         remove_if_empty(folder)
         raise
     _attempt(settings, folder, attempt, pool, sweep, done)
@@ -89,15 +81,17 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
 
 def join(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
     """Another rank: do what rank 0 decided."""
-    token = next_token()
-    attempt = await_decision(folder, token)
-    if attempt.action == "skip":
-        return
-    done: list[Done] = []
-    if settings["stages"]:
-        done = follow(folder, token, join)
-        if settings["only_stages"]:
+    token, done = next_token(), []
+    try:
+        attempt = await_decision(folder, token)
+        if attempt.action == "skip":
             return
+        if settings["stages"]:
+            done = follow(folder, token, join)
+            if settings["only_stages"]:
+                return
+    except parting.Over:
+        return
     try:
         _attempt(settings, folder, attempt, make_pool(settings, progress=False), sweep, done)
     except Preempted:
