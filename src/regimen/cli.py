@@ -31,6 +31,7 @@ Examples
   regimen train method=odm model=tiny dataset=local seed=3
   regimen train method=[folding,loss_weighting] budget.steps=200 strategies.folding.folds=5
   regimen train -m method=natural,uniform,odm,loss_selection seed=1,2,3
+  regimen train -m seed=1,2,3 hydra/launcher=slurm_1gpu wait=false    send a grid to SLURM, and return
   regimen train method=regmix stages=only proxy.runs=64    train what the method needs first, and stop
   regimen prepare dataset=jsonl dataset.path=corpus/
 
@@ -112,17 +113,19 @@ def _composed(command: str, arguments: list[str]) -> int:
     import hydra
     from omegaconf import DictConfig
 
-    from regimen.runs import jobs, launchers
+    from regimen.runs import jobs, launchers, parting, ranks
 
     jobs.refuse_unknown_choice(arguments)
     launchers.refuse_missing_plugin(arguments)
+    arguments = launchers.share_gpus(launchers.take_wait(arguments))
     given, launcher = list(sys.argv), os.getpid()
     failed: list[DictConfig] = []
+    ranks.begin_launch()
 
     def task(config: DictConfig) -> None:
         sys.argv[:] = given  # Lightning starts other ranks with it, so it must be whole again while a job runs
         try:
-            jobs.run(command, config)
+            jobs.run(command, config, at_launcher=os.getpid() == launcher)
         except jobs.Refused as error:
             if os.getpid() != launcher:  # a job on a cluster: its status must tell
                 raise
@@ -136,6 +139,7 @@ def _composed(command: str, arguments: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(task)()
     finally:
         sys.argv[:] = given
+        parting.clear()
     return 1 if failed else 0
 
 

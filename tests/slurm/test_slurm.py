@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine: a grid, and a run over both nodes that makes room and comes back."""
+"""A real SLURM of two nodes: grids, shards, and runs over both nodes that make room and come back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from regimen.training.callbacks.checkpoint import checkpoints
@@ -67,10 +68,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def submit(cluster: dict[str, str], home: Path, *overrides: str) -> subprocess.Popen[str]:
+def submit(
+    cluster: dict[str, str], home: Path, *overrides: str, command: tuple[str, ...] = ("train", "-m")
+) -> subprocess.Popen[str]:
     places = ("dataset.path=corpus", f"paths.pools={home}/pools", f"paths.outputs={home}/outputs")
-    command = [sys.executable, "-m", "regimen", "train", "-m", *SMALL, *places, f"paths.store={home}/store", *overrides]
-    return subprocess.Popen(command, env=cluster, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = [sys.executable, "-m", "regimen", *command, *SMALL, *places, f"paths.store={home}/store", *overrides]
+    return subprocess.Popen(words, env=cluster, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def end(process: subprocess.Popen[str]) -> str:
@@ -91,6 +94,55 @@ def test_a_grid_is_sent_and_sent_again(cluster: dict[str, str], home: Path) -> N
     ended = {run: (run / "summary.json").stat().st_mtime_ns for run in runs}
     end(submit(cluster, home, *grid))
     assert ended == {run: (run / "summary.json").stat().st_mtime_ns for run in runs}, "finished runs are skipped"
+
+
+def test_a_grid_that_nobody_waits_for_goes_on_and_sent_again_runs_once(cluster: dict[str, str], home: Path) -> None:
+    grid = (*ONE, "method=natural,uniform", "sweep=left", "budget.steps=60", "dataset.max_epochs_per_domain=null")
+    said = end(submit(cluster, home, *grid, "wait=false"))
+    assert said.count("is in the queue") == 2
+    ended = [path for path in (home / "outputs" / "left").glob("*/summary.json") if summary(path.parent)["steps"] == 60]
+    assert len(ended) < 2, "it returned before the runs were done"
+    waiting = submit(cluster, home, *grid)  # while the first jobs wait or run
+    for run in ("natural", "uniform"):
+        await_status("finished", home / "outputs" / "left", run)
+    end(waiting)
+    begun = [(home / "outputs" / "left").glob(f"{run}*/metrics.jsonl") for run in ("natural", "uniform")]
+    for (metrics,) in map(list, begun):
+        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"train"' in line]
+        assert steps == sorted(set(steps)) and steps[-1] == 60, "one process alone wrote it"
+
+
+def test_shards_become_the_whole_pool_and_the_whole_scores(cluster: dict[str, str], home: Path) -> None:
+    pools = f"paths.pools={home}/shards"
+    end(submit(cluster, home, pools, "shard.count=3", "shard.index=range(3)", *ONE, command=("prepare", "-m")))
+    (manifest,) = (home / "shards").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["shard_count"] == 3
+    ask = (pools, "score.by=${signal.loss}")
+    one, many = (home / "scores" / name for name in ("one", "many"))
+    end(submit(cluster, home, *ask, f"run_dir={one}", command=("score",)))
+    shards = ("shard.count=2", "shard.index=range(2)")
+    end(submit(cluster, home, *ask, f"run_dir={many}", *shards, *ONE, command=("score", "-m")))
+    alone, merged = (pq.read_table(folder / "scores.parquet").to_pydict() for folder in (one, many))
+    assert merged["id"] == alone["id"] and json.loads((many / "manifest.json").read_text())["shards"] == 2
+    assert merged["score"] == pytest.approx(alone["score"], rel=1e-5)
+
+
+def test_submitit_is_told_of_the_time_limit_and_requeues(cluster: dict[str, str], home: Path) -> None:
+    """SIGUSR2 is what submitit has SLURM send before the time limit; its handler counts how often."""
+    whole, cut = home / "whole", home / "usr2"
+    if not whole.is_dir():
+        end(submit(cluster, home, *TWO, *LONG, "sweep=whole", f"run_dir={whole}"))
+    process = submit(cluster, home, *TWO, *LONG, "sweep=usr2", f"run_dir={cut}")
+    logs = home / "outputs" / "usr2" / ".submitit"
+    await_text(cut / "metrics.jsonl", '"step": 10, "split": "train"', logs)
+    (job,) = [path.name for path in logs.iterdir() if path.name.isdigit()]
+    subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True)
+    await_text(cut / "summary.json", '"status": "preempted"', logs)
+    end(process)
+    assert summary(cut)["status"] == "finished"
+    assert "SIGUSR2" in "".join(path.read_text() for path in logs.glob("*/*.err"))
+    assert story(cut) == story(whole)
+    assert_equal_weights(checkpoints(cut)[-1], checkpoints(whole)[-1])
 
 
 def test_a_run_over_two_nodes_makes_room_and_ends_as_if_undisturbed(cluster: dict[str, str], home: Path) -> None:
@@ -131,6 +183,13 @@ def test_a_job_of_plain_sbatch_is_signalled_and_requeued(cluster: dict[str, str]
     assert "stopped by SIGUSR1" in log.read_text()
     assert story(cut) == story(whole)
     assert_equal_weights(checkpoints(cut)[-1], checkpoints(whole)[-1])
+
+
+def await_status(status: str, sweep: Path, run: str) -> None:
+    deadline = time.monotonic() + 200
+    while not any(summary(path.parent)["status"] == status for path in sweep.glob(f"{run}*/summary.json")):
+        assert time.monotonic() < deadline, f"{run} is not {status}"
+        time.sleep(0.2)
 
 
 def await_text(file: Path, text: str, log: Path) -> None:

@@ -12,8 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def on_two_ranks(script: str, arguments: Sequence[str], *, name: str) -> None:
-    """Run Python source on both ranks with `arguments`; name: of the launch. Both must end well."""
+def on_two_ranks(
+    script: str, arguments: Sequence[str], *, name: str, status: int = 0, timeout: float = 240
+) -> list[str]:
+    """Run Python source on both ranks with `arguments`; name: of the launch. Both must end with `status`.
+
+    Returns what each wrote to its errors.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -29,5 +34,10 @@ def on_two_ranks(script: str, arguments: Sequence[str], *, name: str) -> None:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=240)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
+    try:
+        said = [process.communicate(timeout=timeout)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [status, status], said
+    return said

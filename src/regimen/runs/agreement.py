@@ -20,6 +20,7 @@ from typing import Any
 from regimen.core.errors import ConfigError, DataError, RegimenError, RunError
 from regimen.core.files import write_json
 from regimen.data.pool import Pool
+from regimen.runs import parting
 from regimen.runs.attempt import Attempt, await_decision
 from regimen.runs.preempted import on_slurm
 from regimen.runs.ranks import global_rank
@@ -39,11 +40,13 @@ def other_ranks(trainer: Mapping[str, Any]) -> int:
 def convene(folder: Path, attempt: Attempt, *, others: int) -> None:
     """Rank 0: have all ranks begin, once every other one has seen the data.
 
-    Raises ConfigError where one has not, with what each says.
+    Raises ConfigError where one has not, with what each says; Parted where one has ended the launch.
     """
     answers, deadline = _Answers(folder, attempt.token), time.monotonic() + _WAIT_SECONDS
     try:
         while len(found := answers.read()) < others:
+            if parting.ends():
+                raise parting.Parted(1)
             if time.monotonic() > deadline:
                 missing = sorted(set(range(1, others + 1)) - set(found))
                 raise RunError(

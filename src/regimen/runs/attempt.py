@@ -7,9 +7,7 @@ they read the decision from the run's folder instead of looking for themselves, 
 from __future__ import annotations
 
 import json
-import os
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +16,10 @@ from typing import Any, Literal
 from regimen import __version__
 from regimen.core.errors import ConfigError, RunError
 from regimen.core.files import write_json
-from regimen.runs.ranks import global_rank
+from regimen.runs import parting
 from regimen.training.callbacks.checkpoint import checkpoints
 
-Action = Literal["begin", "resume", "skip", "refuse"]
-_TOKEN = "REGIMEN_ATTEMPT"
-_token = uuid.uuid4().hex  # of this process
+Action = Literal["begin", "resume", "skip"]
 _WAIT_SECONDS = 3600.0  # rank 0 may have to prepare the data first
 _PARTING_SECONDS = 60.0  # rank 0 has but a summary to write
 
@@ -41,19 +37,6 @@ class Attempt:
     pool: str = ""
     fingerprint: str = ""
     agreed: bool = True
-
-
-def launch_token(job: int) -> str:
-    """The same on every rank of one launch of job number `job`, and on no other launch."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        base = f"{os.environ['TORCHELASTIC_RUN_ID']}.{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        base = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
-    else:
-        if global_rank() == 0:
-            os.environ[_TOKEN] = _token  # for the ranks that it starts; what it has inherited is of another launch
-        base = os.environ.setdefault(_TOKEN, _token)
-    return f"{base}.{job}"
 
 
 def decide(
@@ -80,27 +63,28 @@ def decide(
         attempt = Attempt("resume", str(saved[-1]), token, pool, fingerprints["pool"], agreed)
     else:
         attempt = Attempt("begin", None, token, pool, fingerprints["pool"], agreed)
-    write_json(folder / "attempt.json", asdict(attempt))
+    tell(folder, attempt)
     return attempt
 
 
-def refuse(folder: Path, token: str) -> None:
-    """Tell the other ranks that rank 0 stopped before it could decide."""
-    if folder.is_dir():
-        write_json(folder / "attempt.json", asdict(Attempt("refuse", None, token)))
+def tell(folder: Path, attempt: Attempt) -> None:
+    """Write rank 0's decision for the other ranks."""
+    write_json(folder / "attempt.json", asdict(attempt))
 
 
 def await_decision(folder: Path, token: str, *, agreed: bool = False) -> Attempt:
-    """The decision of rank 0, on the other ranks. agreed: wait for the word to begin, too."""
+    """The decision of rank 0, on the other ranks. agreed: wait for the word to begin, too.
+
+    Raises Followed where rank 0 stops before it can decide.
+    """
     deadline = time.monotonic() + _WAIT_SECONDS
     path = folder / "attempt.json"
     while time.monotonic() < deadline:
         if path.is_file():
             attempt = Attempt(**json.loads(path.read_text()))
-            if attempt.token == token and attempt.action == "refuse":
-                raise RunError("rank 0 stopped before training; its message says why")
             if attempt.token == token and (attempt.agreed or not agreed):
                 return attempt
+        parting.look_around()
         time.sleep(0.1)
     raise RunError(f"rank 0 did not begin within {_WAIT_SECONDS:.0f} s", got=path, do="look at the log of rank 0")
 
@@ -121,7 +105,7 @@ def await_file(path: Path) -> None:
 
 def _await(over: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _PARTING_SECONDS
-    while not over() and time.monotonic() < deadline:
+    while not over() and not parting.ends() and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

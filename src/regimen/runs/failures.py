@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from regimen.core.errors import RunError
+from regimen.runs import parting
+from regimen.runs.parting import LostProcess
 
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout", "timed out waiting")
 
@@ -24,14 +26,15 @@ def out_of_memory(settings: Mapping[str, Any], error: torch.OutOfMemoryError) ->
     )
 
 
-def lost_process(error: RuntimeError, *, world: int) -> RunError | None:
+def lost_process(error: RuntimeError, *, world: int) -> LostProcess | None:
     """The error for another process of the run that is gone, if a collective call of this one says so."""
     text = str(error).lower()
     remote = isinstance(error, torch.distributed.DistError) or any(words in text for words in _LOST)
     if world == 1 or not remote:
         return None
-    return RunError(
-        "another process of the run has died",
+    said = parting.reason()
+    return LostProcess(
+        f"another process of the run has stopped: {said}" if said else "another process of the run has died",
         got=str(error).splitlines()[0][:200],
         do="look at its log for the reason (often memory); the same command goes on from the last checkpoint",
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from regimen.core.errors import ConfigError, RegimenError, closest
 from regimen.core.settings import LAYOUT, conf_dir, is_under
-from regimen.runs import validate
+from regimen.runs import launchers, parting, ranks, validate
 from regimen.runs.compose import plain
 from regimen.runs.identity import run_folder, run_name, sweep_name
+from regimen.runs.locks import Busy
 from regimen.runs.preempted import Preempted
 from regimen.runs.ranks import global_rank
 
@@ -65,41 +68,72 @@ def refuse_unknown_choice(arguments: list[str]) -> None:
                 raise ConfigError(f"no such {group}{closest(choice, known)}", got=argument, allowed=", ".join(known))
 
 
-def run(command: str, config: DictConfig) -> None:
-    """Run one job of `command`. Raises Refused for what the user can mend."""
+def run(command: str, config: DictConfig, *, at_launcher: bool = True) -> None:
+    """Run one job of `command`. Raises Refused for what the user can mend, Parted where the launch of its ranks ends.
+
+    at_launcher: this process goes through all jobs of a multirun, and is not sent one alone.
+    """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where a user's own strategies are
     job = _job()
     try:
         settings, folder, sweep = _resolved(config)
+        _begin(settings, at_launcher)
         job = _job(run_name(settings))
         validate.settings(settings)
+        if not at_launcher and "SUBMITIT_EXECUTOR" not in os.environ:
+            launchers.refuse_several_processes(settings["trainer"])
+            launchers.take_gpu()
         if command != "prepare":
             validate.rows(settings)
             _refuse_dry_run(command, settings)
-        if command == "train":
-            from regimen.runs.train import train
-
-            try:
-                train(settings, folder, sweep=sweep)
-            except Preempted:
-                raise
-            except SystemExit:  # how Lightning ends a training that Ctrl-C stopped
-                raise KeyboardInterrupt from None
-        elif command == "score":
-            from regimen.runs.score import score
-
-            score(settings)
-        elif command == "prepare":
-            from regimen.runs.check import prepare
-
-            prepare(settings)
-        else:
-            from regimen.runs.check import check
-
-            check(settings, folder)
+        _do(command, settings, folder, sweep)
+    except parting.Over:  # rank 0 has nothing for this rank to do
+        return
     except RegimenError as error:
-        raise Refused(f"error: {job}{error}") from None
+        if isinstance(error, Busy) and "SUBMITIT_EXECUTOR" in os.environ:
+            parting.say_over()
+            print(f"left to the job that is at work on it: {job}{error}", file=sys.stderr)
+            return
+        told = f"error: {job}{error}"
+        parting.leave(error, told)
+        raise Refused(told) from None
+    except Exception as error:  # Hydra would go on with the next job too
+        parting.leave(error, traceback.format_exc())
+        raise
+
+
+def _do(command: str, settings: dict[str, Any], folder: Path, sweep: str | None) -> None:
+    if command == "train":
+        from regimen.runs.train import train
+
+        try:
+            train(settings, folder, sweep=sweep)
+        except (Preempted, parting.Parted):
+            raise
+        except SystemExit:  # how Lightning ends a training that Ctrl-C stopped
+            raise KeyboardInterrupt from None
+    elif command == "score":
+        from regimen.runs.score import score
+
+        score(settings)
+    elif command == "prepare":
+        from regimen.runs.check import prepare
+
+        prepare(settings)
+    else:
+        from regimen.runs.check import check
+
+        check(settings, folder)
+
+
+def _begin(settings: Mapping[str, Any], at_launcher: bool) -> None:
+    """Name the job, for what its ranks tell each other."""
+    hydra = HydraConfig.get()
+    multirun = hydra.mode == RunMode.MULTIRUN
+    number = int(hydra.job.num) if multirun else 0
+    ranks.begin_job(number)
+    parting.enter(Path(settings["paths"]["outputs"]), number, replayed=multirun and at_launcher)
 
 
 def _refuse_dry_run(command: str, settings: dict[str, Any]) -> None:

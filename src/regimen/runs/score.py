@@ -21,16 +21,17 @@ from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Observation, Selection, Selector
 from regimen.data.locking import locked
 from regimen.data.pool import Pool
-from regimen.runs.attempt import Attempt, await_file
+from regimen.runs import parting
+from regimen.runs.attempt import Attempt, await_decision, await_file, tell
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name, score_hash, signal_identity
 from regimen.runs.locks import held
-from regimen.runs.ranks import global_rank
+from regimen.runs.ranks import global_rank, next_token
 from regimen.runs.run import Run
 from regimen.runs.score_shards import Shard, leave_nothing, read_parts, refuse_what_needs_all_rows, shard_of
 from regimen.runs.staging import Staging, follow
 from regimen.runs.strategies import instantiate, make_strategies
-from regimen.runs.train import join, lead, next_token, quiet_libraries, remove_if_empty
+from regimen.runs.train import join, lead, quiet_libraries, remove_if_empty
 from regimen.training.callbacks.strategies import SelectionCallback
 from regimen.training.capabilities import refuse_unsupported
 
@@ -62,16 +63,22 @@ def score(settings: Mapping[str, Any]) -> Path:
     refuse_what_needs_all_rows(shard, signal)
     whole = place(settings)
     folder = whole if shard.count == 1 else shard.folder(whole)
+    token = next_token()
     if global_rank() > 0:
-        _score(settings, folder, signal)
+        if await_decision(folder, token).action == "begin":
+            _score(settings, folder, signal, token)
         return whole
     if (whole / MANIFEST).is_file():
+        if not parting.alone():
+            tell(folder, Attempt("skip", None, token))
         print(f"scored before: {whole / FILE}", file=sys.stderr)
         return whole
     with held(folder):
-        if not (folder / MANIFEST).is_file():
+        done = (folder / MANIFEST).is_file()
+        tell(folder, Attempt("skip" if done else "begin", None, token))
+        if not done:
             try:
-                _score(settings, folder, signal)
+                _score(settings, folder, signal, token)
             except BaseException:
                 remove_if_empty(folder)
                 leave_nothing(folder, whole)
@@ -123,9 +130,9 @@ def _rehearsable(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _score(settings: Mapping[str, Any], folder: Path, signal: Signal | None) -> None:
+def _score(settings: Mapping[str, Any], folder: Path, signal: Signal | None, token: str) -> None:
     pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
-    token, done = next_token(), []
+    done = []
     if settings["stages"]:
         leads = global_rank() == 0
         done = Staging(settings, folder, token, pool, lead).run() if leads else follow(folder, token, join)

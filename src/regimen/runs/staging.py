@@ -17,7 +17,7 @@ from typing import Any
 from regimen.core.errors import ConfigError, RegimenError, RunError, closest
 from regimen.core.files import disk_errors
 from regimen.data.pool import Pool
-from regimen.runs import stages, validate
+from regimen.runs import parting, stages, validate
 from regimen.runs.compose import compose_plain
 from regimen.runs.experiment import make_pool, refuse_no_target
 from regimen.runs.handover import given, references, rehearsed, resolve
@@ -237,6 +237,7 @@ def follow(folder: Path, token: str, train: Train) -> list[Done]:
         if not lines or lines[0].get("token") != token or len(lines) <= seen:
             if plan.is_file():
                 deadline = max(deadline, plan.stat().st_mtime + _SILENCE_SECONDS)
+            parting.look_around()
             time.sleep(0.1)
             continue
         line = lines[seen]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +13,14 @@ from typing import Any
 
 from regimen.core.errors import RegimenError
 from regimen.data.pool import Pool
-from regimen.runs import summary
+from regimen.runs import parting, summary
 from regimen.runs.agreement import convene, join_in, other_ranks
-from regimen.runs.attempt import Attempt, await_decision, await_end, decide, launch_token, refuse
+from regimen.runs.attempt import Attempt, await_decision, await_end, decide
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name
-from regimen.runs.locks import Busy, held
+from regimen.runs.locks import held
 from regimen.runs.preempted import Preempted
-from regimen.runs.ranks import global_rank
+from regimen.runs.ranks import global_rank, next_token
 from regimen.runs.resuming import refuse_unreadable
 from regimen.runs.run import Run
 from regimen.runs.staging import PLAN, Done, Staging, follow
@@ -34,8 +32,6 @@ _ADVICE = (  # of libraries to each other, or to those who use them without a ha
     *(".*`torch.distributed.[a-z_]+` is deprecated.*", ".*returned a view tensor.*"),
     *(".*saving the DeepSpeed Stage 3.*", ".*`srun` command is available on your system.*"),
 )
-_SEEN_SECONDS = 3.0
-_jobs = 0  # jobs that this process has begun; a multirun counts alike on every rank
 
 
 def train(settings: Mapping[str, Any], folder: Path, *, sweep: str | None = None) -> Path:
@@ -46,24 +42,10 @@ def train(settings: Mapping[str, Any], folder: Path, *, sweep: str | None = None
     quiet_libraries()
     if global_rank() > 0:
         join(settings, folder, sweep)
-        return folder
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(held(folder))
-        except Busy:
-            raise  # the folder tells of another launch
-        except RegimenError:
-            _turn_away(folder, next_token(), others=other_ranks(settings["trainer"]))
-            raise
-        lead(settings, folder, sweep)
+    else:
+        with held(folder):
+            lead(settings, folder, sweep)
     return folder
-
-
-def next_token() -> str:
-    """Of the next run that this process begins; the same on every rank."""
-    global _jobs
-    _jobs += 1
-    return launch_token(_jobs - 1)
 
 
 def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
@@ -93,10 +75,11 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
             done = Staging(settings, folder, token, pool, lead).run()
             if settings["only_stages"]:
                 _say_staged(done)
+                parting.say_over()
                 remove_if_empty(folder)
                 return
     except BaseException:
-        _turn_away(folder, token, others=others)
+        remove_if_empty(folder)
         raise
     _attempt(settings, folder, attempt, pool, sweep, done)
     store.note("run", run_name(settings), run_key(settings, pool), folder, asked_by=None)
@@ -104,35 +87,24 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
 
 def join(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) -> None:
     """Another rank: do what rank 0 decided."""
-    token = next_token()
-    attempt = await_decision(folder, token)
-    if attempt.action == "skip":
-        return
-    pool = join_in(folder, attempt, Path(settings["paths"]["pools"]))
-    done: list[Done] = []
-    if settings["stages"]:
-        done = follow(folder, token, join)
-        if settings["only_stages"]:
+    token, done = next_token(), []
+    try:
+        attempt = await_decision(folder, token)
+        if attempt.action == "skip":
             return
+        pool = join_in(folder, attempt, Path(settings["paths"]["pools"]))
+        if settings["stages"]:
+            done = follow(folder, token, join)
+            if settings["only_stages"]:
+                return
+    except parting.Over:
+        return
     try:
         _attempt(settings, folder, attempt, pool, sweep, done)
     except Preempted:
         await_end(folder)
         raise
     await_end(folder)
-
-
-def _turn_away(folder: Path, token: str, *, others: int) -> None:
-    """Have the other ranks leave, too, and take the folder back if there is nothing of a run in it."""
-    if others:
-        with contextlib.suppress(RegimenError, OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            refuse(folder, token)
-            time.sleep(_SEEN_SECONDS)  # they look all the time
-    else:
-        refuse(folder, token)
-    if folder.is_dir():
-        remove_if_empty(folder)
 
 
 def _say_staged(done: list[Done]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from regimen.cli import conf_dir
+from tests.support.openapi import problems
 from tests.support.runs import compose_settings
 
 LAUNCHERS = Path(__file__).resolve().parents[3] / "launchers"
@@ -56,3 +58,37 @@ def test_the_manifest_is_a_pytorchjob_whose_settings_agree() -> None:
         trainer = compose_settings(*container["args"])["trainer"]
         assert trainer["devices"] == int(spec["nprocPerNode"]) == container["resources"]["limits"]["nvidia.com/gpu"]
         assert trainer["num_nodes"] == sum(r["replicas"] for r in replicas.values())
+
+
+def test_the_readme_tells_of_each_way_what_to_type_what_it_needs_and_where_its_logs_are() -> None:
+    text = (LAUNCHERS / "README.md").read_text()
+    for preset in (conf_dir() / "hydra" / "launcher").glob("*.yaml"):
+        assert f"hydra/launcher={preset.stem}" in text
+    sections = re.split(r"^## ", text.partition("## Making room")[0], flags=re.MULTILINE)
+    assert [s.splitlines()[0] for s in sections[1:]] == [
+        *("sbatch without submitit", "torchrun", "joblib", "Ray", "Kubernetes"),
+    ]
+    for section in sections:
+        assert section.count("**What it needs.**") == section.count("**Logs.**") == 1
+        assert re.search(r"(regimen train|sbatch|torchrun.sh|kubectl create) ", section)
+
+
+@pytest.fixture
+def schema() -> tuple[Any, ...]:
+    """The operator's own models of its API, and those of Kubernetes for what is in a pod."""
+    training = pytest.importorskip("kubeflow.training", reason="pip install kubeflow-training, beside the project")
+    return training, pytest.importorskip("kubernetes.client")
+
+
+@pytest.mark.filterwarnings("ignore")  # generated code
+def test_the_manifest_fits_the_schema_of_the_operator(schema: tuple[Any, ...]) -> None:
+    job: dict[str, Any] = yaml.safe_load((LAUNCHERS / "kubernetes" / "pytorchjob.yaml").read_text())
+    assert problems(job, "KubeflowOrgV1PyTorchJob", schema) == []
+    job["spec"]["nprocPerNode"] = 8
+    job["spec"]["runPolicy"]["backoff"] = 3
+    pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    pod["containers"][0].pop("name")
+    pod["terminationGracePeriodSeconds"] = "300"
+    found = "\n".join(problems(job, "KubeflowOrgV1PyTorchJob", schema))
+    for word in ("nprocPerNode: 8 is no str", "backoff: no such field", "`name`", "'300' is no int"):
+        assert word in found, found

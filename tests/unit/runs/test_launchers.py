@@ -44,6 +44,41 @@ def test_a_missing_plugin_is_named(name: str, install: str, monkeypatch: pytest.
     assert install in str(refused.value) and f"hydra/launcher={name}" in str(refused.value)
 
 
+@pytest.mark.parametrize(("visible", "jobs"), [("3,7", 2), ("GPU-5f,MIG-1a,2", 3), ("", None), ("-1", None)])
+def test_joblib_has_a_process_for_each_gpu_that_is_visible(
+    visible: str, jobs: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REGIMEN_GPUS", "REGIMEN_SHARED"):
+        monkeypatch.setenv(name, "")  # and restored
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    given = ["-m", "hydra/launcher=joblib", "seed=1,2"]
+    more = [] if jobs is None else [f"hydra.launcher.n_jobs={jobs}"]
+    assert launchers.share_gpus(given) == [*given, *more]
+    fewer = [*given, "hydra.launcher.n_jobs=1"]
+    assert launchers.share_gpus(fewer) == fewer and launchers.share_gpus(["seed=1"]) == ["seed=1"]
+
+
+def test_more_processes_than_gpus_and_runs_on_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REGIMEN_GPUS", "REGIMEN_SHARED"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    for jobs in ("3", "-1"):
+        with pytest.raises(ConfigError, match="1 to 2"):
+            launchers.share_gpus(["-m", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"])
+    launchers.refuse_several_processes({"devices": "auto", "num_nodes": 1})
+    with pytest.raises(ConfigError, match="one process"):
+        launchers.refuse_several_processes({"devices": 8, "num_nodes": 1})
+
+
+def test_only_slurm_keeps_jobs_that_nobody_waits_for() -> None:
+    assert launchers.take_wait(["-m", "hydra/launcher=slurm_1gpu", "wait=true"]) == ["-m", "hydra/launcher=slurm_1gpu"]
+    for given in (["-m", "wait=false"], ["hydra/launcher=joblib", "wait=false"]):
+        with pytest.raises(ConfigError, match="only SLURM"):
+            launchers.take_wait(given)
+    with pytest.raises(ConfigError, match="wait=true, wait=false"):
+        launchers.take_wait(["hydra/launcher=slurm_1gpu", "wait=no"])
+
+
 def test_hydras_own_launcher_and_other_settings_need_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers, "find_spec", lambda _: None)
     launchers.refuse_missing_plugin(["hydra/launcher=basic", "hydra.launcher.nodes=2", "method=natural"])
