@@ -32,6 +32,7 @@ import argparse
 import dataclasses
 import gzip
 import json
+import math
 import os
 import random
 import statistics
@@ -45,6 +46,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.signal import Meter
 from regimen.core.strategy import Observation, Selection, Selector
@@ -90,7 +92,7 @@ METHODS: dict[str, list[str]] = {
 
 
 class Found(NamedTuple):
-    """precision of the kept rows, and how many of them are of each other kind."""
+    """precision of the kept rows, NaN where so many could not be kept; how many of them are of each other kind."""
 
     precision: float
     others: Counter[str]
@@ -117,7 +119,8 @@ def main() -> int:
             print(f"seed {seed}, {name}: {per_seed[-1]}", file=sys.stderr, flush=True)
     lines = [f"| method | {' | '.join(KINDS)} | mean |", "|---" * (len(KINDS) + 2) + "|"]
     for name, per_seed in found.items():
-        cells = [[one[kind].precision for one in per_seed] for kind in KINDS]
+        found_of = [[one[kind].precision for one in per_seed] for kind in KINDS]
+        cells = [[value for value in cell if not math.isnan(value)] or [math.nan] for cell in found_of]
         told = [f"{statistics.mean(cell):.2f} ({min(cell):.2f}-{max(cell):.2f})" for cell in cells]
         lines.append(f"| {name} | {' | '.join(told)} | {statistics.mean(map(statistics.mean, cells)):.3f} |")
     print("\n".join(lines))
@@ -237,7 +240,12 @@ class Measured(pl.Callback):
             alone = self.for_kind(kind, seen)
             size = int(context.index.sizes[context.index.domains.index(kind)])
             selector = dataclasses.replace(placed.strategy, ratio=None, count=size)
-            chosen = selector.decide(callback.state, alone)
+            try:
+                chosen = selector.decide(callback.state, alone)
+            except ConfigError as error:  # TSDS, where the neighbours of the target rows are fewer than are to be kept
+                print(f"{kind}: {error}", file=sys.stderr)
+                self.found[kind] = Found(math.nan, Counter())
+                continue
             ids = chosen.ids if isinstance(chosen, Selection) else chosen
             kinds = Counter(context.index.domains[k] for k in context.index.domain_of(ids).tolist())
             self.found[kind] = Found(kinds[kind] / len(ids), Counter({k: c for k, c in kinds.items() if k != kind}))
