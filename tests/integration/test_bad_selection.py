@@ -94,7 +94,7 @@ def test_more_rows_than_target_rows_reach(regimen: CommandLine) -> None:
     few = ["method=near", TARGET, "strategies.near.ratio=0.5", "strategies.near.neighbours=2"]
     assert_stopped(regimen, few, ["neighbours", "rows to keep", "search more neighbours"])
     every = ["method=tsds", TARGET, "strategies.tsds.ratio=1.0"]
-    assert_stopped(regimen, every, ["rows with a probability", "raise neighbours", "draw=repeats"])
+    assert_stopped(regimen, every, ["rows with a probability", "lower alpha", "draw=repeats"])
 
 
 # ---- models ----------------------------------------------------------------------------------------------------

@@ -53,8 +53,8 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
     token, others = next_token(), other_ranks(settings["trainer"])
     store = Store(Path(settings["paths"]["store"]))
     try:
-        store.ready()
         pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
+        store.ready()
         attempt = decide(
             folder,
             token,
