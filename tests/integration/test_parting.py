@@ -51,7 +51,9 @@ def statuses(sweep: Path) -> dict[int, str]:
     return told
 
 
-@pytest.mark.parametrize(("rank", "kind"), [(1, "RunError"), (1, "RuntimeError"), (0, "RunError")])
+@pytest.mark.parametrize(
+    ("rank", "kind"), [(1, "RunError"), pytest.param(1, "RuntimeError", marks=pytest.mark.slow), (0, "RunError")]
+)
 def test_a_rank_that_fails_alone_ends_the_launch_and_the_same_command_goes_on(
     corpus: Path, home: Path, tmp_path: Path, rank: int, kind: str
 ) -> None:

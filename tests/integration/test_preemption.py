@@ -124,7 +124,7 @@ def sharded(strategy: str, by: signal.Signals, to: str, *, slow: bool = True) ->
         sharded("deepspeed_zero1", signal.SIGTERM, "second"),
         sharded("deepspeed_zero2", signal.SIGUSR1, "second"),
         sharded("deepspeed_zero2", signal.SIGTERM, "first"),
-        sharded("deepspeed_zero3", signal.SIGUSR2, "second", slow=False),
+        sharded("deepspeed_zero3", signal.SIGUSR2, "second"),
         sharded("deepspeed_zero3", signal.SIGTERM, "second"),
         sharded("deepspeed_zero3", signal.SIGUSR1, "first"),
     ],
