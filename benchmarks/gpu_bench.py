@@ -16,7 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytorch_lightning as pl
 import torch
-from torch.nn import functional as F
+from bare import bare_step
 
 from regimen.core.measuring import Sketch
 from regimen.runs.attempt import Attempt
@@ -118,14 +118,7 @@ class Bench:
         window = Window(device, self.steps)
         for _ in range(self.steps):
             tokens = pool.train.read(stream.next()).tokens.to(device)
-            with torch.autocast(device, torch.bfloat16):
-                logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            loss = bare_step(model, tokens, optimizer, schedule, half=True)
             window.mark()
         assert torch.isfinite(loss)
         return self.rate(window, experiment.flops_per_token)

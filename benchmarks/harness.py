@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytorch_lightning as pl
 import torch
-from torch.nn import functional as F
+from bare import bare_step
 
 from regimen.core.index import PoolIndex
 from regimen.core.stream import Stream
@@ -142,14 +142,7 @@ def bare_steps(settings: dict[str, Any]) -> list[float]:
     seconds, last = [], 0.0
     for _ in range(experiment.steps):
         tokens = pool.train.read(stream.next()).tokens
-        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        loss.item()
+        bare_step(model, tokens, optimizer, schedule).item()
         now = time.process_time()
         if last:
             seconds.append(now - last)

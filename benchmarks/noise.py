@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -36,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from grids import spread
 
 from regimen.data.pool import Pool
 
@@ -104,11 +104,6 @@ def main() -> int:
     if given.table:
         given.table.write_text("\n".join(lines) + "\n")
     return 0
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean, least and greatest over the seeds."""
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 # ---- exchanged answers --------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ import gzip
 import itertools
 import json
 import random
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from grids import spread
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,11 +97,6 @@ def main() -> int:
     if given.table:
         given.table.write_text("\n".join(lines) + "\n")
     return 0
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean, least and greatest over the seeds."""
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def measured(corpus: Path, work: Path, noise: str, seed: int, *, lessons: bool) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from regimen.core.errors import ConfigError, DataError, RegimenError, RunError
 from regimen.core.files import write_json
 from regimen.data.pool import Pool
 from regimen.runs import parting
-from regimen.runs.attempt import Attempt, await_decision
+from regimen.runs.attempt import Attempt, await_decision, tell
 from regimen.runs.preempted import on_slurm
-from regimen.runs.ranks import global_rank
+from regimen.runs.ranks import global_rank, processes
 
 _WAIT_SECONDS = 1800.0  # as long as a process group waits for its ranks
 
@@ -33,8 +33,7 @@ def other_ranks(trainer: Mapping[str, Any]) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ.get("WORLD_SIZE", "1")) - 1
     tasks = int(os.environ.get("SLURM_NTASKS", "1")) if on_slurm() and "SLURM_PROCID" in os.environ else 1
-    devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
-    return tasks - 1 if tasks == devices * trainer["num_nodes"] else 0  # else no run of all tasks of the job
+    return tasks - 1 if tasks == processes(trainer) else 0  # else no run of all tasks of the job
 
 
 def convene(folder: Path, attempt: Attempt, *, others: int) -> None:
@@ -68,7 +67,7 @@ def convene(folder: Path, attempt: Attempt, *, others: int) -> None:
             do="set paths.pools (or REGIMEN_HOME) to a folder that all nodes share, or prepare the data on each node: "
             "regimen prepare ... with the same settings",
         )
-    write_json(folder / "attempt.json", asdict(replace(attempt, agreed=True)))
+    tell(folder, replace(attempt, agreed=True))
 
 
 def join_in(folder: Path, attempt: Attempt, pools: Path) -> Pool:

@@ -19,8 +19,8 @@ from regimen.runs.estimate import activation_bytes, gigabytes, hours, state
 from regimen.runs.experiment import Experiment, make_experiment, make_pool, prepare_pool
 from regimen.runs.handover import references, rehearsed, resolve
 from regimen.runs.identity import run_name
-from regimen.runs.memory import processes
 from regimen.runs.optimizers import make_optimizer
+from regimen.runs.ranks import processes
 from regimen.runs.staging import rehearse
 from regimen.training.module import Objective
 
@@ -41,17 +41,17 @@ def prepare(settings: Mapping[str, Any]) -> None:
     if settings["dry_run"]:
         from regimen.runs.dry_run import dry_run
 
-        return dry_run(settings)
+        dry_run(settings)
+        return
     path = prepare_pool(settings, progress=True, shard=(index, count))
     if path is None:
         print(f"shard {index} of {count} is prepared; the pool is whole when all are")
-        return None
+        return
     pool = Pool.open(path)
     Console().print(_pool_tree(pool), _overlap_line(pool))
     if skipped := sum(pool.manifest["skipped"].values()):
         print(f"{skipped} bad record{'s' * (skipped != 1)} skipped: the manifest counts them by file")
     print(path)
-    return None
 
 
 def check(settings: Mapping[str, Any], folder: Path) -> None:

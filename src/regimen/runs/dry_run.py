@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,7 @@ def _add_memory(tree: Tree, sample: Sample, found: Forecast) -> None:
     plain = Footprint(rows=rows, ragged=sample.examples, examples=sample.examples)
     node = tree.add(f"memory of the rows' index and order in each rank of a training: {gigabytes(plain.total)}")
     for name, more in (("with an order", {"ordered": True}), ("with a selector that keeps half", {"kept": 0.5})):
-        found_more = Footprint(rows=rows, ragged=sample.examples, examples=sample.examples, **more)
-        node.add(f"{name} {gigabytes(found_more.total)}")
+        node.add(f"{name} {gigabytes(replace(plain, **more).total)}")
 
 
 def _add_scores(

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from regimen.runs.experiment import Experiment
-from regimen.runs.memory import Memory, moments, processes, state_memory
+from regimen.runs.memory import Memory, moments, state_memory
 from regimen.runs.optimizers import make_optimizer
+from regimen.runs.ranks import processes
 
 # Dense bfloat16 peak in FLOP/s, from the makers' data sheets.
 _PEAK: Mapping[str, float] = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}

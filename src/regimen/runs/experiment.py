@@ -19,6 +19,7 @@ from regimen.data.pool import Pool
 from regimen.data.prepare import prepare
 from regimen.runs.budget import total_steps
 from regimen.runs.models import make_model
+from regimen.runs.ranks import processes
 from regimen.runs.references import refuse_unknown_models
 from regimen.runs.strategies import Placed, make_strategies
 from regimen.training.capabilities import refuse_moving, refuse_unsupported
@@ -128,8 +129,7 @@ class Experiment:
     def _weighed_ahead(self, weighter: Weighter) -> float:
         """The part of a batch that is measured before it is trained on: all micro-batches but the first."""
         trainer, rows = self.settings["trainer"], self.batch_rows
-        devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
-        world = devices * trainer["num_nodes"]
+        world = processes(trainer)
         micro = trainer["micro_batch_size"] or max(rows // world, 1)
         return 1 - world * micro / rows if weighter.scope == "batch" else 0.0
 

@@ -8,7 +8,7 @@ Letters: P numbers of all parameters, T of trained ones, W ranks, s moments per 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -45,16 +45,6 @@ class Memory(NamedTuple):
     def device(self) -> int:
         """All but what the CPU keeps for a GPU."""
         return sum(self) - self.host
-
-
-def processes(trainer: Mapping[str, Any]) -> int:
-    """W that `trainer.devices` and `trainer.num_nodes` ask for."""
-    devices = trainer["devices"]
-    if isinstance(devices, list):
-        devices = len(devices)
-    elif not isinstance(devices, int) or devices < 1:  # auto
-        devices = 1 if trainer["accelerator"] == "cpu" else max(torch.cuda.device_count(), 1)
-    return int(devices * trainer["num_nodes"])
 
 
 def moments(make_optimizer: Callable[[nn.Module], tuple[torch.optim.Optimizer, Any]]) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
+from typing import Any
 
 _ATTEMPT = "REGIMEN_ATTEMPT"
 _token = uuid.uuid4().hex  # of this process, and of the ranks that it starts
@@ -33,6 +35,23 @@ def world_size() -> int:
     if named is None and (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
         return int(torch.distributed.get_world_size())  # Lightning removes WORLD_SIZE after a run
     return int(named or 1)
+
+
+def processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes `trainer.devices` and `trainer.num_nodes` ask for, whether they are there yet or not."""
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        devices = len(devices)
+    elif not isinstance(devices, int) or devices < 1:  # auto
+        devices = 1 if trainer["accelerator"] == "cpu" else _gpus()
+    return int(devices * trainer["num_nodes"])
+
+
+def _gpus() -> int:
+    """Of this machine, 1 where there are none."""
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
 
 
 def begin_launch() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from regimen.runs.memory import Memory, moments, processes, state_memory
+from regimen.runs.memory import Memory, moments, state_memory
 from regimen.runs.optimizers import make_optimizer
+from regimen.runs.ranks import processes
 from tests.support.runs import compose_settings
 
 PAPER = 7_500_000_000  # parameters of arXiv 1910.02054, figure 1
