@@ -1,6 +1,7 @@
 """Planted truth on real text: do selectors find the rows of one kind among eight, from sixteen of its rows?
 
-    python benchmarks/selection.py --sft FOLDER --text FOLDER [--seeds 1,2,3] [--work FOLDER] [--table FILE]
+    python benchmarks/selection.py --sft FOLDER --text FOLDER [--pretrained FOLDER] [--seeds 1,2,3] [--work FOLDER]
+                                   [--table FILE]
 
 The protocol was written before it was run, and is run once. FOLDER holds NAME.train.jsonl.gz and
 NAME.validation.jsonl.gz, instructions in one and text in the other.
@@ -12,10 +13,12 @@ MBPP. Which rows, a seed draws. Each of the eight is the target once, by 16 rows
 draws too. As many rows are kept as are of that kind, so that precision is recall, and chance finds an eighth. Rows are
 told by their kind, which no method sees.
 
-Model. There is no pretrained one here. One `nano` (1M parameters, for which the tokens are few as it is) reads 2M
-tokens of ten domains of text, and then fine-tunes for four epochs on 200 rows of each of the eight kinds, with a
-checkpoint after each, as in LESS. All its text is from every second document of the training files, the pool's from
-the others. It is made once for all seeds.
+Model. Without a pretrained one, one `nano` (1M parameters, for which the tokens are few as it is) reads 2M tokens of
+ten domains of text, and then fine-tunes for four epochs on 200 rows of each of the eight kinds, with a checkpoint after
+each, as in LESS. All its text is from every second document of the training files, the pool's from the others. It is
+made once for all seeds. With --pretrained, a folder in Hugging Face's layout (written before it was run with one): that
+model fine-tunes adapters for four epochs on 50 rows of each kind, by LESS's own settings (rank 128, alpha 512, dropout
+0.1, attention only, learning rate 2e-5), in bfloat16.
 
 Methods. The five with their default settings, but for what the data imposes: DSIR's least length of a web document,
 100 tokens, is 0, since most answers are shorter. Beneath, DSIR and TSDS with what their settings advise for a small
@@ -68,11 +71,15 @@ KINDS = (*TASKS, *DOMAINS)
 TEXT = (*DOMAINS, "code", "medical", "stackexchange", "tinyshakespeare", "web", "wikipedia")
 ROWS, TARGETS, WARM = 100, 16, 200  # per kind
 ASKED, ANSWERED = 100, 250  # characters of a passage
-PRETRAINED_TOKENS = 2_000_000
+PRETRAINED_TOKENS, PRETRAINED_WARM = 2_000_000, 50
 COMMON = [
     *("model=nano", "dataset.overlap.n=0", "dataset.seq_len=256", "dataset.max_epochs_per_domain=null"),
     *("dataset.validation.max_rows=4", "trainer.global_batch_size=16", "trainer.threads=1", "trainer.progress=none"),
     "evaluation.at=[1]",
+]
+ADAPTERS = [
+    *("model.lora.rank=128", "model.lora.alpha=512", "model.lora.dropout=0.1", "optimizer.lr=2e-5"),
+    *("model.lora.targets=[q_proj,k_proj,v_proj,o_proj]", "trainer.precision=bf16-mixed"),
 ]
 EXAMPLES = ["objective=sft", "dataset=sft_files", "dataset.domain_field=task", "dataset.validation.fraction=0.01"]
 # What each method is told beside the amount; {warm}: the folder of the run whose model is measured under.
@@ -102,6 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sft", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--pretrained", type=Path)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--methods", default=";".join(METHODS), help="separated by semicolons")
     parser.add_argument("--work", type=Path, default=Path("outputs/planted"))
@@ -109,10 +117,13 @@ def main() -> int:
     given = parser.parse_args()
     folders, work = {**dict.fromkeys(TASKS, given.sft), **dict.fromkeys(TEXT, given.text)}, given.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    warm = warm_model(folders, work)
+    model = (
+        adapted_model(folders, work, given.pretrained.absolute()) if given.pretrained else small_model(folders, work)
+    )
+    warm = work / "warm"
     found: dict[str, list[dict[str, Found]]] = {name: [] for name in given.methods.split(";")}
     for seed in map(int, given.seeds.split(",")):
-        data = write_seed(folders, work, seed)
+        data = [*write_seed(folders, work, seed), *model]
         for name, per_seed in found.items():
             settings = [setting.format(warm=warm) for setting in METHODS[name]]
             per_seed.append(select([*data, *settings], work / "scores"))
@@ -132,8 +143,11 @@ def main() -> int:
 # ---- data and model -----------------------------------------------------------------------------------------------
 
 
-def warm_model(folders: dict[str, Path], work: Path) -> Path:
-    """The run whose four checkpoints everything is measured under. A finished one is taken as it is."""
+def small_model(folders: dict[str, Path], work: Path) -> list[str]:
+    """Trains, in `work`/warm, the run whose four checkpoints everything is measured under; settings that fit it.
+
+    A finished one is taken as it is.
+    """
     text, exported = work / "text.jsonl", work / "exported"
     records = [{**r, "domain": name} for name in TEXT for r in read(folders[name], name, "train")[::2]]
     text.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -147,11 +161,22 @@ def warm_model(folders: dict[str, Path], work: Path) -> Path:
     regimen("train", *COMMON, *places(work), *of_text, *taught)
     if not exported.exists():
         regimen("export", f"run={work}/base", f"to={exported}")
-    warm = write([drawn(folders[kind], kind, "train", WARM, seed=0, part=0) for kind in KINDS], work / "warm.jsonl")
-    start = [*EXAMPLES, *read_by(work), "model.pretrained=true", f"model.path={exported}", f"dataset.path={warm}"]
+    fine_tune(folders, work, [*read_by(work), "model.pretrained=true", f"model.path={exported}"], WARM)
+    return read_by(work)
+
+
+def adapted_model(folders: dict[str, Path], work: Path, pretrained: Path) -> list[str]:
+    """The same of a pretrained model, by adapters."""
+    settings = ["dataset.tokenizer.kind=hf", f"dataset.tokenizer.path={pretrained}", *ADAPTERS]
+    settings += ["model.pretrained=true", f"model.path={pretrained}"]
+    fine_tune(folders, work, settings, PRETRAINED_WARM)
+    return settings
+
+
+def fine_tune(folders: dict[str, Path], work: Path, model: list[str], rows: int) -> None:
+    warm = write([drawn(folders[kind], kind, "train", rows, seed=0, part=0) for kind in KINDS], work / "warm.jsonl")
     tuned = ["method=natural", "budget.epochs=4", "trainer.save_at=[0.25,0.5,0.75,1]", f"run_dir={work}/warm"]
-    regimen("train", *COMMON, *places(work), *start, *tuned)
-    return work / "warm"
+    regimen("train", *COMMON, *places(work), *EXAMPLES, *model, f"dataset.path={warm}", *tuned)
 
 
 def places(work: Path) -> list[str]:
@@ -173,7 +198,7 @@ def write_seed(folders: dict[str, Path], work: Path, seed: int) -> list[str]:
     pool = write([drawn(folders[kind], kind, "train", ROWS, seed=seed, part=1) for kind in KINDS], to / "pool.jsonl")
     held = [drawn(folders[kind], kind, "validation", TARGETS, seed=seed, part=None) for kind in KINDS]
     target = [f"dataset.target.path={write(held, to / 'target.jsonl')}", "dataset.target.rows_per_subtask=null"]
-    return [*COMMON, *EXAMPLES, *places(work), *read_by(work), f"dataset.path={pool}", *target, f"seed={seed}"]
+    return [*COMMON, *EXAMPLES, *places(work), f"dataset.path={pool}", *target, f"seed={seed}"]
 
 
 def drawn(folder: Path, kind: str, split: str, count: int, *, seed: int, part: int | None) -> list[Record]:

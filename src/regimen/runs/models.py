@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -117,9 +118,6 @@ def _from_scratch(settings: Mapping[str, Any], pool: Pool) -> Any:
 
 
 def _pretrained(settings: Mapping[str, Any], pool: Pool) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
     path = settings["path"]
     if not path:
         raise ConfigError(
@@ -128,9 +126,7 @@ def _pretrained(settings: Mapping[str, Any], pool: Pool) -> Any:
             do="set model.path=NAME_OR_FOLDER, or model.pretrained=false",
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=settings["attn_implementation"]
-        )
+        model = _loaded(path, settings["attn_implementation"])
     except (OSError, ValueError) as error:
         raise ConfigError(
             "the pretrained model cannot be loaded",
@@ -146,3 +142,16 @@ def _pretrained(settings: Mapping[str, Any], pool: Pool) -> Any:
         )
     model.config.use_cache = False
     return model
+
+
+def _loaded(path: str, attn_implementation: str) -> Any:
+    """The model with its weights; of its shape alone, without reading them, where tensors are made on `meta`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if torch.get_default_device().type != "meta":
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attn_implementation)
+    if Path(path).is_dir() and not [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin")]:
+        raise OSError(f"no weights (*.safetensors or *.bin) in {path}")
+    config = AutoConfig.from_pretrained(path)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attn_implementation)

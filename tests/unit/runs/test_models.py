@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from regimen.cli import conf_dir
 from regimen.core.errors import ConfigError
-from regimen.runs.models import make_model
+from regimen.runs.models import base_model, make_model
 from tests.support.runs import compose_settings
 
 PUBLISHED = {  # preset: (vocabulary, parameters), from the models' cards on the Hugging Face hub
@@ -82,3 +83,21 @@ def test_options_reach_the_model() -> None:
 def test_impossible_shapes_are_refused(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         built("nano", 300, override)
+
+
+def test_a_pretrained_model_is_planned_without_its_weights(tmp_path: Path) -> None:
+    """`check` asks for the shape on `meta`, where transformers refuses to load."""
+    settings = compose_settings("model=nano", "model.lora.rank=2")["model"]
+    pool: Any = SimpleNamespace(vocab_size=300, seq_len=64, eos_id=0, pad_id=1)
+    base_model(settings, pool).save_pretrained(tmp_path)
+    given = {**settings, "pretrained": True, "path": str(tmp_path)}
+    with torch.device("meta"):
+        planned = make_model(given, pool)
+    loaded = make_model(given, pool)
+    assert {name: p.shape for name, p in planned.named_parameters()} == {
+        n: p.shape for n, p in loaded.named_parameters()
+    }
+    assert {p.device.type for p in planned.parameters()} == {"meta"}
+    (tmp_path / "model.safetensors").unlink()
+    with torch.device("meta"), pytest.raises(ConfigError, match="no weights"):
+        make_model(given, pool)
