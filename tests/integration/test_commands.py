@@ -61,6 +61,9 @@ MEASURED = {
     "an orderer of a selection": ("method=[topk,sorted]", "strategies.topk.ratio=0.05"),
     "an orderer of domains": ("method=[uniform,zigzag]",),
     "a weighter of the whole batch": ("method=loss_weighting", "trainer.micro_batch_size=2"),
+    "labels that the model draws": (
+        *("method=dvemb_log", "strategies.dvemb_log.curvature=ggn", "strategies.dvemb_log.by.sketch.dimensions=64"),
+    ),
     "a selector that aims": (
         *("method=less", "++strategies.less.by.run=null", "strategies.less.when.at=4", "dataset.target.from=[code]"),
         *("strategies.less.ratio=0.5", "strategies.less.by.sketch.dimensions=64"),

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from regimen.core.index import PoolIndex
 from regimen.core.measuring import Sketch
 from regimen.signals.embedded_value import EmbeddedValue
 from regimen.signals.gradients import GradientSketch
+from regimen.training.drawn_labels import drawn_labels
+from regimen.training.sketching import Sketcher
 from regimen.weighting.embedding_log import EmbeddingLog
 from regimen.weighting.value_embedding import LoggedStep, embed, stitch
 from tests.reference.observations import index_of, weighing
@@ -272,14 +276,91 @@ def test_values_are_inner_products_with_the_target_of_the_last_parameters(tmp_pa
     assert signal.models() == ("run",)
 
 
+class Head(torch.nn.Module):
+    """Known features of 7 tokens, and a linear head on them that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("features", drawn(4, 7, 3).float())
+        self.head = torch.nn.Linear(3, 7, bias=False)
+        self.head.weight.data = drawn(5, 7, 3).float()
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, use_cache: bool = False) -> Any:
+        return SimpleNamespace(logits=self.head(self.features[input_ids]))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sketches_at_labels_drawn_are_factors_of_the_gauss_newton_matrix(reduction):
+    """Over 4,000 draws of one row of four positions, the second without a target, against the closed form."""
+    model, draws = Head(), 4000
+    inputs, targets = torch.tensor([[1, 5, 2, 6]]), torch.tensor([[5, -100, 6, 0]])
+    sketch = Sketch(kind="whole", labels="drawn", reduction=reduction)
+    rows, ids = (inputs.expand(draws, -1), targets.expand(draws, -1), None), torch.arange(draws)
+    found = Sketcher(model, sketch, chunk=64)(*rows, ids=ids).double()  # (draws, 21)
+    expected = torch.zeros(21, 21, dtype=torch.float64)
+    for token in inputs[0, [0, 2, 3]]:
+        h = model.features[token].double()
+        p = (model.head.weight.double() @ h).softmax(0).detach()
+        expected += torch.kron(p.diag() - torch.outer(p, p), torch.outer(h, h)) / (3 if reduction == "mean" else 1)
+    products = found[:, :, None] * found[:, None, :]
+    deviation = (products.mean(0) - expected) / (products.std(0) / draws**0.5).clamp(min=1e-9)
+    assert deviation.abs().max() < 5  # standard errors; 441 entries
+    assert (found.mean(0) / (found.std(0) / draws**0.5)).abs().max() < 4.5
+    assert expected.norm() > 5 * (products.std(0) / draws**0.5).norm()  # or it would have shown nothing
+    loop = Sketcher(model, dataclasses.replace(sketch, backend="loop"), chunk=64)
+    assert torch.allclose(loop(inputs, targets, None, ids=ids[:1]).double(), found[:1], atol=1e-6)
+
+
+def test_labels_drawn_depend_on_the_row_alone():
+    model = Head()
+    inputs, targets = torch.tensor([[1, 5, 2], [3, 0, 0]]), torch.tensor([[-100, 2, 6], [4, -100, -100]])
+
+    def labels(rows: list[int], length: int, seed: int = 0) -> list[list[int]]:
+        given = (inputs[rows, :length], targets[rows, :length], None)
+        return drawn_labels(model, *given, ids=torch.tensor(rows) + 40, seed=seed, chunk=2).tolist()
+
+    both = labels([0, 1], 3)
+    assert both[0][0] == -100 and both[1][1:] == [-100, -100]
+    assert labels([1, 0], 3) == both[::-1]
+    assert labels([1], 1) == [both[1][:1]]
+    assert len({str(labels([0, 1], 3, seed)) for seed in range(20)}) > 10
+
+
+def test_a_log_with_the_gauss_newton_matrix():
+    log, index = EmbeddingLog(by=BY, curvature="ggn"), index_of([9])
+    by, factors_by = log.needs()
+    assert by == BY and isinstance(factors_by, GradientSketch) and factors_by.sketch.labels == "drawn"
+    steps, other, rate = logged(steps=4, rows=3, d=5), logged(steps=4, rows=3, d=5, scale=0.3)[::-1], 0.5
+    state = log.init(index)
+    for number, (step, factors) in enumerate(zip(steps, other, strict=True)):
+        seen = seeing_gradients(BY, step.gradients, None, ids=[number, 4 + number, 8], rows=9, lr=rate)
+        state = log.observe(state, dataclasses.replace(seen, values={**seen.values, factors_by: factors.gradients}))
+    shares = torch.full((3,), rate / 3).double()
+    expected = embed(
+        [
+            LoggedStep(a.gradients.float(), shares, b.gradients.float(), shares)
+            for a, b in zip(steps, other, strict=True)
+        ]
+    ).embeddings
+    given = log.gives(state, index)
+    assert given["embedded"].tolist() == list(range(9))
+    assert torch.allclose(given["embeddings"][:4].double(), torch.stack([e[0] for e in expected]), atol=1e-7)
+    assert torch.allclose(given["embeddings"][8].double(), torch.stack([e[2] for e in expected]).sum(0), atol=1e-7)
+    batch = dataclasses.replace(weighing([0] * 4, total_steps=1000), values={BY: torch.zeros(4, 1000)})
+    with pytest.raises(ConfigError, match=r"32 MB: 1000 steps x 8 rows"):
+        dataclasses.replace(log, max_mb=31).weigh(log.init(batch.index), torch.ones(4), batch)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {"lr_mode": "half"},
+        {"curvature": "hessian"},
         {"blocks": 0},
         {"max_mb": 0},
         {"reduction": "sum"},
         {"by": GradientSketch(sketch=Sketch(adam="outside"))},
+        {"by": GradientSketch(sketch=Sketch(labels="drawn"))},
     ],
 )
 def test_wrong_settings_are_refused(fields):

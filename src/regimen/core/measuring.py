@@ -57,6 +57,8 @@ class Sketch:
         outside the square root (LESS, arXiv 2402.04333, section 3.1), from the moments of the model's optimizer;
         `scaled` for g / (sqrt(v) + eps), without the momentum (arXiv 2505.19051).
     backend: `hooks` differentiates a batch at once; `loop` one row after another, the reference.
+    labels: `given` by the pool, or `drawn` by the model from its own prediction, which makes a sketch f of a row, for
+        which f f^T has the Gauss-Newton matrix of its loss as its mean; costs one more forward pass.
     """
 
     kind: Literal["fold", "factored", "whole"] = "fold"
@@ -67,6 +69,7 @@ class Sketch:
     reduction: Literal["mean", "sum"] = "mean"
     adam: Literal["none", "inside", "outside", "scaled"] = "none"
     backend: Literal["hooks", "loop"] = "hooks"
+    labels: Literal["given", "drawn"] = "given"
 
     def __post_init__(self) -> None:
         choices = {
@@ -74,6 +77,7 @@ class Sketch:
             "reduction": ("mean", "sum"),
             "adam": ("none", "inside", "outside", "scaled"),
             "backend": ("hooks", "loop"),
+            "labels": ("given", "drawn"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -85,6 +89,12 @@ class Sketch:
                 raise ConfigError(
                     f"{name} of a gradient sketch is a size", got=getattr(self, name), allowed="1, 2, ..."
                 )
+        if self.labels == "drawn" and self.adam != "none":
+            raise ConfigError(
+                "Adam's direction is no factor of a Gauss-Newton matrix",
+                got=f"labels=drawn, adam={self.adam}",
+                do="set adam=none, or labels=given",
+            )
         if self.kind == "factored" and self.adam != "none":
             raise ConfigError(
                 "Adam's direction is no product of two factors",

@@ -8,7 +8,7 @@ Letters: n rows asked for, S rows with an embedding, M target rows, d numbers of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,13 +26,14 @@ class EmbeddedValue(Signal):
     """Values (n,) float64 of rows, in nats of the target's mean loss, high is helpful; NaN for rows not trained on.
 
     embeddings, embedded: .npy files of the embeddings (S, d), and of the rows (S,) that they belong to.
-    run: the folder of the finished run that made them. sketch: the one that it was logged with.
+    run: the folder of the finished run that made them. curvature, sketch: those that it was logged with.
     """
 
     forwards: ClassVar[float] = 0.0
     embeddings: str | None = None
     embedded: str | None = None
     run: str | None = None
+    curvature: Literal["fisher", "ggn"] = "fisher"
     sketch: Sketch = _SKETCH
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ class GradientSketch(Signal):
         return at.sketches(ids, self.sketch)
 
     def passes(self) -> float:
-        return FORWARD_BACKWARD
+        return FORWARD_BACKWARD + (self.sketch.labels == "drawn")
 
     def models(self) -> tuple[str | None, ...]:
         return (self.model,)

@@ -258,11 +258,12 @@ class RowMeter:
         def sketched(part: Tensor) -> Tensor:
             batch = sweeper.batch(part)
             with sweeper.trainer.precision_plugin.forward_context():
-                return sketcher(batch.inputs, batch.targets, batch.positions)  # (b, d)
+                return sketcher(batch.inputs, batch.targets, batch.positions, ids=part)  # (b, d)
 
         # A backward pass holds all activations, which no sweep without gradients does: parts as small as in training.
         rows = sweeper.gradient_rows
-        return sweeper.spread(ids, sketched, passes=1.0 + BACKWARD, gradients=True, rows=rows)
+        passes = 1.0 + BACKWARD + (sketch.labels == "drawn")
+        return sweeper.spread(ids, sketched, passes=passes, gradients=True, rows=rows)
 
     def _sketcher(self, sketch: Sketch) -> Sketcher:
         """A sketcher of the model; kept, since drawing random signs takes a while, unless moments may have changed."""

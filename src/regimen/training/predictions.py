@@ -23,12 +23,17 @@ def predicted_losses(
     Logits of the positions before the first target of all rows are not made: examples begin with their prompts.
     chunk: tokens whose logits are upcast at a time, at most.
     """
-    first = _first(targets) if cuts(model) else 0
-    cut = {"logits_to_keep": targets.shape[1] - first} if first else {}
-    logits = model(input_ids=inputs, position_ids=positions, use_cache=False, **cut).logits  # (b, L - first, V)
+    first, logits = predicted_logits(model, inputs, targets, positions)
     if logits.device.type == "cpu":
         chunk = min(chunk, max(16, _LOGITS // logits.shape[-1]))
     return F.pad(token_losses(logits, targets[:, first:], chunk=chunk), (first, 0))
+
+
+def predicted_logits(model: nn.Module, inputs: Tensor, targets: Tensor, positions: Tensor | None) -> tuple[int, Tensor]:
+    """The first position f at which a row has a target, or 0, and logits (b, L - f, V) from there on."""
+    first = _first(targets) if cuts(model) else 0
+    cut = {"logits_to_keep": targets.shape[1] - first} if first else {}
+    return first, model(input_ids=inputs, position_ids=positions, use_cache=False, **cut).logits
 
 
 def _first(targets: Tensor) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from regimen.core.errors import ConfigError
 from regimen.core.measuring import Sketch
 from regimen.training.cross_entropy import IGNORE
+from regimen.training.drawn_labels import drawn_labels, factor_scale
 from regimen.training.factors import Factors
 from regimen.training.folding import Fold, Projections, Sink, Whole
 from regimen.training.gradients import matrix_shape, named_parameters
@@ -76,14 +77,23 @@ class Sketcher:
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: shape_of(p) for name, p in self.chosen.items()}
 
-    def __call__(self, inputs: Tensor, targets: Tensor, positions: Tensor | None) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, positions: Tensor | None, *, ids: Tensor | None = None
+    ) -> Tensor:
         """(b, d) float32 sketches of rows: inputs and targets (b, L) int64, padded on the right.
 
-        Zeros for a row without targets. The caller enables gradients, puts the model into evaluation mode, and wraps
-        the call in autocast if there is any.
+        ids: (b,) of the rows, for labels that are drawn. Zeros for a row without targets. The caller enables gradients,
+        puts the model into evaluation mode, and wraps the call in autocast if there is any.
         """
         run = self._by_hooks if self._taps is not None else self._by_loop
-        made = run(inputs, targets, positions)
+        if self.sketch.labels == "drawn":
+            assert ids is not None, "labels are drawn by the ids of rows"
+            drawn = drawn_labels(
+                self.model, inputs, targets, positions, ids=ids, seed=self.sketch.seed, chunk=self.chunk
+            )
+            made = run(inputs, drawn, positions) * factor_scale(targets, self.sketch.reduction)
+        else:
+            made = run(inputs, targets, positions)
         return made.masked_fill_((targets == IGNORE).all(1, keepdim=True), 0.0)
 
     def _losses(self, inputs: Tensor, targets: Tensor, positions: Tensor | None) -> Tensor:

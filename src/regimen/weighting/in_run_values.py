@@ -90,11 +90,12 @@ class InRunValues(Weighter):
 
 def check_gradients(by: GradientSketch, reduction: str) -> None:
     """Raises ConfigError for gradients of another loss than a row's mean, and for an unknown reduction."""
-    if by.sketch.reduction != "mean" or by.sketch.adam != "none" or by.model is not None:
+    sketch = by.sketch
+    if (sketch.reduction, sketch.adam, sketch.labels, by.model) != ("mean", "none", "given", None):
         raise ConfigError(
             "rows are valued by plain gradients of their mean loss under the model in training",
-            got=f"by.sketch.reduction={by.sketch.reduction}, by.sketch.adam={by.sketch.adam}, by.model={by.model}",
-            do="set by.sketch.reduction=mean, by.sketch.adam=none and by.model=null",
+            got=f"reduction={sketch.reduction}, adam={sketch.adam}, labels={sketch.labels}, model={by.model}",
+            do="set by.sketch.reduction=mean, by.sketch.adam=none, by.sketch.labels=given and by.model=null",
         )
     check_reduction(reduction)
 
