@@ -17,18 +17,20 @@ from tests.support.runs import SMALL
 pytestmark = pytest.mark.processes
 
 
-def launch(corpus: Path, folder: Path, homes: tuple[Path, Path], *overrides: str) -> list[tuple[int, str]]:
+def launch(
+    corpus: Path, folder: Path, homes: tuple[Path, Path], *overrides: str, command: str = "train"
+) -> list[tuple[int, str]]:
     """Both ranks as torchrun starts them, each with a REGIMEN_HOME; status and screen of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "regimen", "train", *SMALL, f"dataset.path={corpus}", f"run_dir={folder}"]
-    command += ["trainer=ddp", "trainer.accelerator=cpu", *overrides]
+    line = [sys.executable, "-m", "regimen", command, *SMALL, f"dataset.path={corpus}", f"run_dir={folder}"]
+    line += ["trainer=ddp", "trainer.accelerator=cpu", *overrides]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": f"t{port}"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(
-            command,
+            line,
             env=environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank), REGIMEN_HOME=str(home)),
             cwd=folder.parent,
             stderr=subprocess.PIPE,
@@ -107,3 +109,19 @@ def test_what_rank_0_refuses_ends_both(corpus: Path, seen: tuple[Path, str], tmp
     (damaged / "code.jsonl").write_text("oops\n")
     check_refused(launch(damaged, tmp_path / "run", (seen[0], seen[0])), "code.jsonl:1: not valid JSON")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "score"])
+def test_a_rank_with_another_store(corpus: Path, seen: tuple[Path, str], tmp_path: Path, command: str) -> None:
+    """What rank 0 measures is read by all ranks; a pool alone may be a copy."""
+    shutil.copytree(seen[0] / "pools" / seen[1], tmp_path / "own" / "pools" / seen[1])
+    by = ("score.by=${signal.loss}",) if command == "score" else ("method=topk", "strategies.topk.ratio=0.5")
+    ranks = launch(corpus, tmp_path / "run", (seen[0], tmp_path / "own"), *by, command=command)
+    check_refused(ranks, "1 of 2 ranks do not see the data", f"{tmp_path}/own/", "is not rank 0's", "paths.store")
+    assert not (tmp_path / "run").exists() and not list((seen[0] / "store").glob(".seen-*"))
+    ranks = launch(
+        corpus, tmp_path / "run", (seen[0], tmp_path / "own"), *by, f"paths.store={seen[0]}/store", command=command
+    )
+    assert [status for status, _ in ranks] == [0, 0], ranks
+    assert (tmp_path / "run" / ("scores.parquet" if command == "score" else "summary.json")).is_file()
+    assert not (tmp_path / "run" / ".ranks").exists() and not list((seen[0] / "store").glob(".seen-*"))

@@ -2,23 +2,26 @@
 
 Ranks that torchrun or SLURM has started are all there when rank 0 decides, on nodes of their own: each opens the pool
 that rank 0 names, in its own `paths.pools`, and leaves its answer in the run's folder; rank 0 reads the answers and
-says whether they begin. Ranks that Lightning starts come later, on rank 0's own machine, and are not asked.
+says whether they begin. Where a run measures or has stages, a rank also looks in its own `paths.store` for the mark
+that rank 0 has made in its. Ranks that Lightning starts come later, on rank 0's own machine, and are not asked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from regimen.core.errors import ConfigError, DataError, RegimenError, RunError
-from regimen.core.files import write_json
+from regimen.core.files import write_atomically, write_json
 from regimen.data.pool import Pool
 from regimen.runs import parting
 from regimen.runs.attempt import Attempt, await_decision, tell
@@ -63,18 +66,37 @@ def convene(folder: Path, attempt: Attempt, *, others: int) -> None:
         raise ConfigError(
             f"{len(who)} of {others + 1} ranks do not see the data that rank 0 sees",
             got="; ".join(who[:4]) + more,
-            allowed=f"the pool {attempt.pool} with fingerprint {attempt.fingerprint[:12]} on every node",
-            do="set paths.pools (or REGIMEN_HOME) to a folder that all nodes share, or prepare the data on each node: "
-            "regimen prepare ... with the same settings",
+            allowed=f"the pool {attempt.pool} with fingerprint {attempt.fingerprint[:12]} on every node, and one store",
+            do="set REGIMEN_HOME (or paths.pools and paths.store) to a folder that all nodes share; a pool may be each "
+            "node's own: regimen prepare ... there, with the same settings",
         )
     tell(folder, replace(attempt, agreed=True))
 
 
-def join_in(folder: Path, attempt: Attempt, pools: Path) -> Pool:
-    """Another rank: open the pool that rank 0 has, tell whether it is there, and wait for the word to begin."""
+@contextmanager
+def marked(store: Path, token: str, *, others: int) -> Iterator[None]:
+    """Rank 0: leave in the store what other ranks look for, as long as they may."""
+    if not others:
+        yield
+        return
+    mark = _mark(store, token)
+    write_atomically(mark, "")
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def join_in(folder: Path, attempt: Attempt, paths: Mapping[str, str], *, stores: bool) -> Pool:
+    """Another rank: open the pool that rank 0 has, tell whether it is there, and wait for the word to begin.
+
+    paths: the settings of this name. stores: whether ranks read in the store what rank 0 writes there.
+    """
     pool, error = None, ""
     try:
-        pool = _seen(pools.expanduser(), attempt)
+        pool = _seen(Path(paths["pools"]).expanduser(), attempt)
+        if stores and not attempt.agreed and not _mark(Path(paths["store"]), attempt.token).exists():
+            raise ConfigError(f"paths.store={paths['store']} is not rank 0's")
     except (RegimenError, OSError, ValueError) as reason:
         error = " ".join(str(reason).split())
     if not attempt.agreed:
@@ -83,6 +105,10 @@ def join_in(folder: Path, attempt: Attempt, pools: Path) -> Pool:
     if pool is None:
         raise RunError(f"this rank does not see the data: {error}")
     return pool
+
+
+def _mark(store: Path, token: str) -> Path:
+    return store.expanduser().resolve() / f".seen-{hashlib.sha256(token.encode()).hexdigest()[:16]}"
 
 
 def _seen(pools: Path, attempt: Attempt) -> Pool:

@@ -1,7 +1,4 @@
-"""`regimen score`: any signal or selector over a corpus, without training, as Parquet with a manifest.
-
-Letters: n rows, S spans of documents in rows, D documents.
-"""
+"""`regimen score`: any signal or selector over a corpus, without training, as Parquet with a manifest."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ from torch import Tensor
 
 from regimen import __version__
 from regimen.core.errors import ConfigError
-from regimen.core.files import disk_errors, write_json
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Observation, Selection, Selector
 from regimen.data.locking import locked
 from regimen.data.pool import Pool
 from regimen.runs import parting
+from regimen.runs.agreement import convene, join_in, marked, other_ranks
 from regimen.runs.attempt import Attempt, await_decision, await_file, tell
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name, score_hash, signal_identity
@@ -29,14 +26,14 @@ from regimen.runs.locks import held
 from regimen.runs.ranks import global_rank, next_token
 from regimen.runs.run import Run
 from regimen.runs.score_shards import Shard, leave_nothing, read_parts, refuse_what_needs_all_rows, shard_of
+from regimen.runs.score_tables import FILE, MANIFEST, part_of, ranks_of, table_of, write_scores
 from regimen.runs.staging import Staging, follow
+from regimen.runs.store import Store
 from regimen.runs.strategies import instantiate, make_strategies
 from regimen.runs.train import join, lead, quiet_libraries, remove_if_empty
 from regimen.training.callbacks.strategies import SelectionCallback
 from regimen.training.capabilities import refuse_unsupported
 
-FILE = "scores.parquet"
-MANIFEST = "manifest.json"
 UNITS = ("row", "document")
 
 
@@ -65,8 +62,10 @@ def score(settings: Mapping[str, Any]) -> Path:
     folder = whole if shard.count == 1 else shard.folder(whole)
     token = next_token()
     if global_rank() > 0:
-        if await_decision(folder, token).action == "begin":
-            _score(settings, folder, signal, token)
+        attempt = await_decision(folder, token)
+        if attempt.action == "begin":
+            pool = join_in(folder, attempt, settings["paths"], stores=True)
+            _score(settings, folder, signal, token, pool)
         return whole
     if (whole / MANIFEST).is_file():
         if not parting.alone():
@@ -74,11 +73,11 @@ def score(settings: Mapping[str, Any]) -> Path:
         print(f"scored before: {whole / FILE}", file=sys.stderr)
         return whole
     with held(folder):
-        done = (folder / MANIFEST).is_file()
-        tell(folder, Attempt("skip" if done else "begin", None, token))
-        if not done:
+        if (folder / MANIFEST).is_file():
+            tell(folder, Attempt("skip", None, token))
+        else:
             try:
-                _score(settings, folder, signal, token)
+                _score(settings, folder, signal, token, _agreed_pool(settings, folder, token))
             except BaseException:
                 remove_if_empty(folder)
                 leave_nothing(folder, whole)
@@ -86,6 +85,19 @@ def score(settings: Mapping[str, Any]) -> Path:
     if shard.count > 1:
         _merge(settings, whole, shard)
     return whole
+
+
+def _agreed_pool(settings: Mapping[str, Any], folder: Path, token: str) -> Pool:
+    """Rank 0: the pool, once every other rank sees it too."""
+    pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
+    store, others = Store(Path(settings["paths"]["store"])), other_ranks(settings["trainer"])
+    store.ready()
+    attempt = Attempt("begin", None, token, pool.path.name, pool.fingerprint, agreed=not others)
+    with marked(store.root, token, others=others):
+        tell(folder, attempt)
+        if others:
+            convene(folder, attempt, others=others)
+    return pool
 
 
 def _merge(settings: Mapping[str, Any], whole: Path, shard: Shard) -> None:
@@ -98,9 +110,9 @@ def _merge(settings: Mapping[str, Any], whole: Path, shard: Shard) -> None:
             print(f"shard {shard.index} of {shard.count} is scored; the scores are whole when all are")
             return
         scores, told = parts
-        ranks = _ranks(scores, torch.empty(0, dtype=torch.int64))
+        ranks = ranks_of(scores, torch.empty(0, dtype=torch.int64))
         pool = make_pool(settings, progress=False)
-        _write(whole, _table(told["unit"], pool, scores, ranks, None), {**told, "shards": shard.count})
+        write_scores(whole, table_of(told["unit"], pool, scores, ranks, None), {**told, "shards": shard.count})
 
 
 def place(settings: Mapping[str, Any]) -> Path:
@@ -130,8 +142,7 @@ def _rehearsable(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _score(settings: Mapping[str, Any], folder: Path, signal: Signal | None, token: str) -> None:
-    pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
+def _score(settings: Mapping[str, Any], folder: Path, signal: Signal | None, token: str, pool: Pool) -> None:
     done = []
     if settings["stages"]:
         leads = global_rank() == 0
@@ -145,11 +156,11 @@ def _score(settings: Mapping[str, Any], folder: Path, signal: Signal | None, tok
     if run.trainer.is_global_zero:
         unit, rows = settings["score"]["unit"], pool.train.index.rows
         if partial := shard_of(settings).count > 1:
-            table = _part(scoring)
+            table = part_of(scoring.ids, scoring.scores)
         else:
-            table = _table(unit, pool, scoring.scores, scoring.ranks, scoring.kept)
+            table = table_of(unit, pool, scoring.scores, scoring.ranks, scoring.kept)
         told = _told(settings, pool, run, scoring) | ({"pool_rows": rows} if partial else {})
-        _write(folder, table, told, announced=not partial)
+        write_scores(folder, table, told, announced=not partial)
     else:
         await_file(folder / MANIFEST)
 
@@ -182,7 +193,7 @@ class _Scoring(pl.Callback):
             self.told = signal_identity(placed.strategy)
             self.kept = torch.isin(ids, first)
         if len(ids) == context.index.rows:
-            self.ranks = _ranks(self.scores, first)
+            self.ranks = ranks_of(self.scores, first)
 
 
 def _decided(selector: Selector, state: Any, seen: Observation) -> Tensor:
@@ -202,41 +213,6 @@ def _column(signal: Signal, values: Tensor) -> Tensor:
     return values
 
 
-def _ranks(scores: Tensor, first: Tensor) -> Tensor:
-    """(n,) int64, 0 the best: the rows `first` in their order, then the others by score, ties and NaN by id."""
-    order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
-    order = torch.cat([first, order[~torch.isin(order, first)]])
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order))
-    return ranks
-
-
-def _table(unit: str, pool: Pool, scores: Tensor, ranks: Tensor, kept: Tensor | None) -> Any:
-    """The columns of all rows, or of the documents that they hold."""
-    import pyarrow as pa
-
-    if unit == "document":
-        return _of_documents(pool, scores)
-    ids = torch.arange(len(scores))
-    columns: dict[str, Any] = {
-        "id": ids.numpy(),
-        "unit": ["row"] * len(scores),
-        "domain": [pool.domains[k] for k in pool.train.index.domain_of(ids).tolist()],
-        "score": scores.numpy(),
-        "rank": ranks.numpy(),
-    }
-    if kept is not None:
-        columns["kept"] = kept.numpy()
-    return pa.table(columns)
-
-
-def _part(scoring: _Scoring) -> Any:
-    """Scores of a part of the rows, by id; ranks need all of them."""
-    import pyarrow as pa
-
-    return pa.table({"id": scoring.ids.numpy(), "score": scoring.scores.numpy()})
-
-
 def _told(settings: Mapping[str, Any], pool: Pool, run: Run, scoring: _Scoring) -> dict[str, Any]:
     """What the manifest says of how the scores were made."""
     return {
@@ -251,40 +227,3 @@ def _told(settings: Mapping[str, Any], pool: Pool, run: Run, scoring: _Scoring) 
         "stages": vars(run.context.clock.charges["stages"]),
         "version": __version__,
     }
-
-
-def _write(folder: Path, table: Any, told: Mapping[str, Any], *, announced: bool = True) -> None:
-    import pyarrow.parquet as pq
-
-    with disk_errors(folder):
-        temporary = folder / f".{FILE}.tmp"
-        pq.write_table(table, temporary)
-        temporary.replace(folder / FILE)
-    write_json(folder / MANIFEST, {**told, "rows": table.num_rows})  # last: it says that the scores are whole
-    if announced:
-        print(folder / FILE)
-
-
-def _of_documents(pool: Pool, row_scores: Tensor) -> Any:
-    """A document's score is the mean of its rows' scores, weighted by its tokens in each; NaN rows do not count."""
-    import pyarrow as pa
-
-    spans = pool.train.documents(torch.arange(len(row_scores)))
-    scores = row_scores[spans.row]  # (S,)
-    weight = spans.length.double() * ~scores.isnan()  # (S,)
-    count = len(pool.documents)
-    sums = torch.zeros(2, count, dtype=torch.float64)
-    sums.index_add_(1, spans.document, torch.stack([scores.nan_to_num() * weight, weight]))
-    here = torch.unique(spans.document)  # documents of the training split, (D,)
-    mean = (sums[0] / sums[1])[here]
-    names, domains = pool.documents.ids, pool.documents.domains
-    order = _ranks(mean, torch.empty(0, dtype=torch.int64))
-    return pa.table(
-        {
-            "id": [names[k] for k in here.tolist()],
-            "unit": ["document"] * len(here),
-            "domain": [domains[k] for k in here.tolist()],
-            "score": mean.numpy(),
-            "rank": order.numpy(),
-        }
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any
 from regimen.core.errors import RegimenError
 from regimen.data.pool import Pool
 from regimen.runs import parting, summary
-from regimen.runs.agreement import convene, join_in, other_ranks
+from regimen.runs.agreement import convene, join_in, marked, other_ranks
 from regimen.runs.attempt import Attempt, await_decision, await_end, decide
 from regimen.runs.experiment import make_pool
 from regimen.runs.identity import run_name
@@ -25,6 +26,7 @@ from regimen.runs.resuming import refuse_unreadable
 from regimen.runs.run import Run
 from regimen.runs.staging import PLAN, Done, Staging, follow
 from regimen.runs.store import Store, run_key
+from regimen.runs.strategies import make_strategies
 from regimen.training.checkpoint_formats import say_which_accelerator
 
 _ADVICE = (  # of libraries to each other, or to those who use them without a harness
@@ -55,21 +57,22 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
     try:
         pool = make_pool(settings, progress=settings["trainer"]["progress"] != "none")
         store.ready()
-        attempt = decide(
-            folder,
-            token,
-            fingerprints=summary.fingerprints(settings, pool),
-            accept_other_version=settings["accept_other_version"],
-            pool=pool.path.name,
-            agreed=not others,
-        )
-        if attempt.action == "skip":
-            print(f"skipped, it is finished: {folder}", file=sys.stderr)
-            return
-        if attempt.checkpoint is not None:
-            refuse_unreadable(Path(attempt.checkpoint), settings["trainer"]["strategy"])
-        if others:
-            convene(folder, attempt, others=others)
+        with marked(store.root, token, others=others):
+            attempt = decide(
+                folder,
+                token,
+                fingerprints=summary.fingerprints(settings, pool),
+                accept_other_version=settings["accept_other_version"],
+                pool=pool.path.name,
+                agreed=not others,
+            )
+            if attempt.action == "skip":
+                print(f"skipped, it is finished: {folder}", file=sys.stderr)
+                return
+            if attempt.checkpoint is not None:
+                refuse_unreadable(Path(attempt.checkpoint), settings["trainer"]["strategy"])
+            if others:
+                convene(folder, attempt, others=others)
         done: list[Done] = []
         if settings["stages"]:
             done = Staging(settings, folder, token, pool, lead).run()
@@ -92,7 +95,7 @@ def join(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
         attempt = await_decision(folder, token)
         if attempt.action == "skip":
             return
-        pool = join_in(folder, attempt, Path(settings["paths"]["pools"]))
+        pool = join_in(folder, attempt, settings["paths"], stores=_reads_store(settings))
         if settings["stages"]:
             done = follow(folder, token, join)
             if settings["only_stages"]:
@@ -105,6 +108,16 @@ def join(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
         await_end(folder)
         raise
     await_end(folder)
+
+
+def _reads_store(settings: Mapping[str, Any]) -> bool:
+    """Whether all ranks read in the store what rank 0 writes there."""
+    if settings["stages"]:
+        return True
+    with contextlib.suppress(RegimenError):  # a mistake that rank 0 will tell
+        placed = make_strategies(settings["strategies"])
+        return any(p.strategy.needs() or p.strategy.needs_of_target() for p in placed)
+    return False
 
 
 def _say_staged(done: list[Done]) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from regimen.training.factors import Factors
-from regimen.training.folding import Fold, Whole, _add_on_cpu, _add_on_gpu
+from regimen.training.folding import Fold, Whole, _add_at_once, _add_by_block
 from regimen.training.taps import Taps
 
 
@@ -48,7 +48,7 @@ def test_the_gpu_adds_what_the_cpu_adds(start: int, stop: int) -> None:
     values, signs = torch.randn(3, stop - start), torch.randint(0, 2, (stop - start,)).float() * 2 - 1
     shifts = torch.randint(0, d, (7,), generator=draw)
     folds = []
-    for add in (_add_on_cpu, _add_on_gpu):
+    for add in (_add_by_block, _add_at_once):
         out = torch.zeros(3, 2 * d)
         add(out, values, signs, shifts, start)
         folds.append(out[:, :d] + out[:, d:])
