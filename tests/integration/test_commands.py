@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from regimen.runs.estimate import gigabytes
 from tests.support.cli import CommandLine
 
 
@@ -52,6 +56,31 @@ def test_budgets_agree(regimen: CommandLine) -> None:
     budgets = ("tokens=12800", f"epochs={50 * 8 / rows}", f"flops={flops * 1.001}")
     for budget in budgets:
         assert number(r"steps ([\d,]+) of", regimen.small(*common, f"budget.{budget}").out) == 50, budget
+
+
+def test_check_counts_the_model_that_a_strategy_keeps(regimen: CommandLine, tmp_path: Path) -> None:
+    """ScaleBiO's second model and its moments: as many bytes as the checkpoint of a real run holds of them."""
+    scalebio = ("method=scalebio", "dataset.target.from=[code]", "strategies.scalebio.target_rows=2")
+    told = regimen.small("check", *scalebio).out
+    assert regimen.small("train", *scalebio, "budget.steps=2", f"run_dir={tmp_path}/run").status == 0
+    saved = torch.load(next((tmp_path / "run").rglob("*.ckpt")), weights_only=True)
+    state = next(found for found in dictionaries(saved["callbacks"]) if "w" in found)
+    size = sum(t.numel() * t.element_size() for name in ("w", "first", "second") for t in state[name].values())
+    assert size == 3 * 4 * 6_400
+    held = re.search(r"strategies ([^,\n]+)", told)
+    assert held and held[1].strip() == gigabytes(size)
+    assert "strategies" not in regimen.small("check").out.partition("memory about")[2]
+
+
+def dictionaries(value: Any) -> Iterator[dict[str, Any]]:
+    """All that are in `value`, at any depth."""
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from dictionaries(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from dictionaries(inner)
 
 
 MEASURED = {

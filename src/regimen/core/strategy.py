@@ -37,6 +37,7 @@ class Strategy:
 
     kind: ClassVar[Kind]
     followed: ClassVar[bool] = False  # the record tells the scores it went by along training
+    model_copies: ClassVar[int] = 0  # numbers that its state keeps for each one that the model trains
 
     @property
     def measures_once(self) -> bool:

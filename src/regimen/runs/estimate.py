@@ -62,6 +62,7 @@ def state(experiment: Experiment) -> Memory:
         precision=str(trainer["precision"]),
         moments=moments(make_optimizer(experiment.settings["optimizer"], experiment.steps)),
         on_cpu=trainer["accelerator"] == "cpu",
+        copies=sum(p.strategy.model_copies for p in experiment.strategies),
     )
 
 

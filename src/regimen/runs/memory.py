@@ -30,7 +30,8 @@ class Memory(NamedTuple):
     parameters, gradients: shards where they are spread. optimizer: its moments, and ZeRO's float32 weights.
     gathered: whole parameters and gradients of layers in passing. copies: bfloat16 weights that autocast makes and
     keeps until a forward pass ends, recomputed activations or not, of the whole model under FSDP2 too. buffers: of
-    communication. host: in the CPU's memory while a GPU computes, part of none of the others.
+    communication. strategies: models in their states, whole on every rank. host: in the CPU's memory while a GPU
+    computes, part of none of the others.
     """
 
     parameters: int = 0
@@ -39,6 +40,7 @@ class Memory(NamedTuple):
     gathered: int = 0
     copies: int = 0
     buffers: int = 0
+    strategies: int = 0
     host: int = 0
 
     @property
@@ -58,10 +60,24 @@ def moments(make_optimizer: Callable[[nn.Module], tuple[torch.optim.Optimizer, A
 
 
 def state_memory(
-    model: nn.Module, *, strategy: str, world: int, precision: str, moments: int, on_cpu: bool = False
+    model: nn.Module,
+    *,
+    strategy: str,
+    world: int,
+    precision: str,
+    moments: int,
+    on_cpu: bool = False,
+    copies: int = 0,
 ) -> Memory:
-    """Of `model`, which may be on the meta device. strategy, precision: as in `trainer.*`; world: W. on_cpu: no GPU."""
-    half = "16" in precision
+    """Of `model`, which may be on the meta device. strategy, precision: as in `trainer.*`; world: W. on_cpu: no GPU.
+
+    copies: how many numbers the states of the run's strategies keep for each one that is trained.
+    """
+    held = _of_training(model, strategy, world=world, half="16" in precision, moments=moments, on_cpu=on_cpu)
+    return held._replace(strategies=_FLOAT * copies * sum(p.numel() for p in _trained(model)))
+
+
+def _of_training(model: nn.Module, strategy: str, *, world: int, half: bool, moments: int, on_cpu: bool) -> Memory:
     if strategy in ZERO:
         return _zero(model, *ZERO[strategy], world=world, half=half, moments=moments, on_cpu=on_cpu)
     if strategy == FSDP:

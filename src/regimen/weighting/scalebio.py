@@ -65,6 +65,7 @@ class ScaleBio(Learner):
     """
 
     whole_parameters: ClassVar[bool] = True  # on every rank
+    model_copies: ClassVar[int] = 3  # w and its moments
     target_rows: int | None = 8
     alpha: float = 10.0
     lr: float | None = None
