@@ -1,7 +1,7 @@
 """Planted truth on real text: do selectors find the rows of one kind among eight, from sixteen of its rows?
 
-    python benchmarks/selection.py --sft FOLDER --text FOLDER [--pretrained FOLDER] [--seeds 1,2,3] [--work FOLDER]
-                                   [--table FILE]
+    python benchmarks/selection.py --sft FOLDER --text FOLDER [--pretrained FOLDER | --documents] [--seeds 1,2,3]
+                                   [--work FOLDER] [--table FILE]
 
 The protocol was written before it was run, and is run once. FOLDER holds NAME.train.jsonl.gz and
 NAME.validation.jsonl.gz, instructions in one and text in the other.
@@ -23,7 +23,13 @@ model fine-tunes adapters for four epochs on 50 rows of each kind, by LESS's own
 Methods. The five with their default settings, but for what the data imposes: DSIR's least length of a web document,
 100 tokens, is 0, since most answers are shorter. Beneath, DSIR and TSDS with what their settings advise for a small
 target and for vectors of length 1: TSDS with alpha=0.95; DSIR with 1,000 buckets, a 1 added to each, means, and no
-noise, which on means of a row would drown them. DSIR with a 1 added alone was put in after the first seed was seen.
+noise, which on means of a row would drown them. DSIR with a 1 added alone was put in after the first seed was seen; the
+centred embeddings after it was found, on seed 1 of the pretrained model, that all rows lie within TSDS's sigma. Drawn
+with replacement, as the paper draws, a row counts as often as it is drawn.
+
+Documents. Rows of 4,000 characters of eight domains, 60 of each, and 16 of each as target: what DSIR was made for, with
+its paper's settings, and with a 1 added. Put in after the first table, to see whether length decides there too; its
+first seed was seen before the rest was run.
 
 All targets are measured at once, as subtasks of one target set, and each is then given its own columns alone, which is
 what a target set of its own would give.
@@ -33,17 +39,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gzip
 import json
 import math
 import os
-import random
 import statistics
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -62,15 +67,11 @@ from regimen.training.callbacks.strategies import SelectionCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from planted_rows import DOCUMENTS, KINDS, TASKS, TEXT, drawn, passages, read, write
 from tests.support.runs import compose_settings
 
-Record = dict[str, Any]
-
-TASKS, DOMAINS = ("commonsense", "gsm8k", "mbpp", "medquad"), ("books", "dialogue", "latex", "law")
-KINDS = (*TASKS, *DOMAINS)
-TEXT = (*DOMAINS, "code", "medical", "stackexchange", "tinyshakespeare", "web", "wikipedia")
 ROWS, TARGETS, WARM = 100, 16, 200  # per kind
-ASKED, ANSWERED = 100, 250  # characters of a passage
+LONG_ROWS, LONG_TOKENS = 60, 1024
 PRETRAINED_TOKENS, PRETRAINED_WARM = 2_000_000, 50
 COMMON = [
     *("model=nano", "dataset.overlap.n=0", "dataset.seq_len=256", "dataset.max_epochs_per_domain=null"),
@@ -89,6 +90,11 @@ METHODS: dict[str, list[str]] = {
     "tsds": ["method=tsds", "strategies.tsds.by.model={warm}"],
     "near": ["method=near", "strategies.near.by.of.model={warm}"],
     "dsir": ["method=dsir", "strategies.dsir.min_tokens=0"],
+    "near, centred": ["method=near", "strategies.near.by.of.model={warm}", "strategies.near.by.centre=true"],
+    "tsds, centred, scale=1, repeats": [
+        *("method=tsds", "strategies.tsds.by.model={warm}", "strategies.tsds.centre=true"),
+        *("strategies.tsds.scale=1", "strategies.tsds.draw=repeats"),
+    ],
     "tsds, alpha=0.95": ["method=tsds", "strategies.tsds.by.model={warm}", "strategies.tsds.alpha=0.95"],
     "dsir, laplace": ["method=dsir", "strategies.dsir.min_tokens=0", "strategies.dsir.by.laplace=true"],
     "dsir, laplace, 1,000 buckets, per_token, temperature=0": [
@@ -96,6 +102,7 @@ METHODS: dict[str, list[str]] = {
         *("strategies.dsir.by.per_token=true", "strategies.dsir.by.buckets=1000", "strategies.dsir.temperature=0"),
     ],
 }
+OF_DOCUMENTS = {"dsir": ["method=dsir"], "dsir, laplace": ["method=dsir", "strategies.dsir.by.laplace=true"]}
 
 
 class Found(NamedTuple):
@@ -111,43 +118,56 @@ def main() -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--pretrained", type=Path)
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--methods", default=";".join(METHODS), help="separated by semicolons")
+    parser.add_argument("--methods", help="separated by semicolons; all")
+    parser.add_argument("--documents", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("outputs/planted"))
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     folders, work = {**dict.fromkeys(TASKS, given.sft), **dict.fromkeys(TEXT, given.text)}, given.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    model = (
-        adapted_model(folders, work, given.pretrained.absolute()) if given.pretrained else small_model(folders, work)
-    )
-    warm = work / "warm"
-    found: dict[str, list[dict[str, Found]]] = {name: [] for name in given.methods.split(";")}
+    kinds, methods = (DOCUMENTS, OF_DOCUMENTS) if given.documents else (KINDS, METHODS)
+    model = [] if given.documents else warm_model(folders, work, given.pretrained)
+    made = write_documents if given.documents else write_examples
+    found: dict[str, list[dict[str, Found]]] = {name: [] for name in (given.methods or ";".join(methods)).split(";")}
     for seed in map(int, given.seeds.split(",")):
-        data = [*write_seed(folders, work, seed), *model]
+        data = [*made(folders, work, seed), *model]
         for name, per_seed in found.items():
-            settings = [setting.format(warm=warm) for setting in METHODS[name]]
+            settings = [setting.format(warm=work / "warm") for setting in methods[name]]
             per_seed.append(select([*data, *settings], work / "scores"))
             print(f"seed {seed}, {name}: {per_seed[-1]}", file=sys.stderr, flush=True)
-    lines = [f"| method | {' | '.join(KINDS)} | mean |", "|---" * (len(KINDS) + 2) + "|"]
-    for name, per_seed in found.items():
-        found_of = [[one[kind].precision for one in per_seed] for kind in KINDS]
-        cells = [[value for value in cell if not math.isnan(value)] or [math.nan] for cell in found_of]
-        told = [f"{statistics.mean(cell):.2f} ({min(cell):.2f}-{max(cell):.2f})" for cell in cells]
-        lines.append(f"| {name} | {' | '.join(told)} | {statistics.mean(map(statistics.mean, cells)):.3f} |")
+    lines = table(found, kinds)
     print("\n".join(lines))
     if given.table:
         given.table.write_text("\n".join(lines) + "\n")
     return 0
 
 
+def table(found: dict[str, list[dict[str, Found]]], kinds: Sequence[str]) -> list[str]:
+    """A line of each method: mean, least and greatest over seeds, by kind, and the mean of means."""
+    lines = [f"| method | {' | '.join(kinds)} | mean |", "|---" * (len(kinds) + 2) + "|"]
+    for name, per_seed in found.items():
+        found_of = [[one[kind].precision for one in per_seed] for kind in kinds]
+        cells = [[value for value in cell if not math.isnan(value)] or [math.nan] for cell in found_of]
+        told = [f"{statistics.mean(cell):.2f} ({min(cell):.2f}-{max(cell):.2f})" for cell in cells]
+        lines.append(f"| {name} | {' | '.join(told)} | {statistics.mean(map(statistics.mean, cells)):.3f} |")
+    return lines
+
+
 # ---- data and model -----------------------------------------------------------------------------------------------
 
 
-def small_model(folders: dict[str, Path], work: Path) -> list[str]:
+def warm_model(folders: dict[str, Path], work: Path, pretrained: Path | None) -> list[str]:
     """Trains, in `work`/warm, the run whose four checkpoints everything is measured under; settings that fit it.
 
     A finished one is taken as it is.
     """
+    if pretrained is not None:
+        return adapted_model(folders, work, pretrained.absolute())
+    return small_model(folders, work)
+
+
+def small_model(folders: dict[str, Path], work: Path) -> list[str]:
+    """From nothing: text first, then examples."""
     text, exported = work / "text.jsonl", work / "exported"
     records = [{**r, "domain": name} for name in TEXT for r in read(folders[name], name, "train")[::2]]
     text.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -166,7 +186,7 @@ def small_model(folders: dict[str, Path], work: Path) -> list[str]:
 
 
 def adapted_model(folders: dict[str, Path], work: Path, pretrained: Path) -> list[str]:
-    """The same of a pretrained model, by adapters."""
+    """From a pretrained model, by adapters."""
     settings = ["dataset.tokenizer.kind=hf", f"dataset.tokenizer.path={pretrained}", *ADAPTERS]
     settings += ["model.pretrained=true", f"model.path={pretrained}"]
     fine_tune(folders, work, settings, PRETRAINED_WARM)
@@ -191,7 +211,7 @@ def read_by(work: Path) -> list[str]:
     return ["dataset.tokenizer.kind=hf", f"dataset.tokenizer.path={pool.tokenizer_path}"]
 
 
-def write_seed(folders: dict[str, Path], work: Path, seed: int) -> list[str]:
+def write_examples(folders: dict[str, Path], work: Path, seed: int) -> list[str]:
     """Settings of the pool and target set that a seed draws."""
     to = work / f"seed-{seed}"
     to.mkdir(exist_ok=True)
@@ -201,33 +221,18 @@ def write_seed(folders: dict[str, Path], work: Path, seed: int) -> list[str]:
     return [*COMMON, *EXAMPLES, *places(work), f"dataset.path={pool}", *target, f"seed={seed}"]
 
 
-def drawn(folder: Path, kind: str, split: str, count: int, *, seed: int, part: int | None) -> list[Record]:
-    """Examples of a kind, from every second record (part 0 or 1) or from all."""
-    records = read(folder, kind, split)
-    records = records if part is None else records[part::2]
-    rng = random.Random(f"{kind}-{split}-{seed}")
-    found = [r for r in records if kind in TASKS or len(r["text"]) > ASKED + ANSWERED]
-    return [example(record, kind, rng) for record in rng.sample(found, count)]
-
-
-def example(record: Record, kind: str, rng: random.Random) -> Record:
-    """A record of a task, or a passage from anywhere in a text with what comes after it."""
-    if kind in TASKS:
-        return {**record, "task": kind}
-    start = rng.randrange(len(record["text"]) - ASKED - ANSWERED)
-    middle, end = start + ASKED, start + ASKED + ANSWERED
-    asked, answered = record["text"][start:middle], record["text"][middle:end]
-    return {"id": record["id"], "instruction": asked, "input": "", "output": answered, "task": kind}
-
-
-def read(folder: Path, name: str, split: str) -> list[Record]:
-    with gzip.open(folder / f"{name}.{split}.jsonl.gz", "rt") as file:
-        return [json.loads(line) for line in file]
-
-
-def write(groups: list[list[Record]], to: Path) -> Path:
-    to.write_text("".join(json.dumps(record) + "\n" for group in groups for record in group))
-    return to
+def write_documents(folders: dict[str, Path], work: Path, seed: int) -> list[str]:
+    """The same of passages, which fill a row each, but for what their lengths in tokens differ by."""
+    to = work / f"documents-{seed}"
+    to.mkdir(exist_ok=True)
+    pool = write(
+        [passages(folders[kind], kind, "train", LONG_ROWS, seed=seed) for kind in DOCUMENTS], to / "pool.jsonl"
+    )
+    held = [passages(folders[kind], kind, "validation", TARGETS, seed=seed) for kind in DOCUMENTS]
+    target = [f"dataset.target.path={write(held, to / 'target.jsonl')}", "dataset.target.rows_per_subtask=null"]
+    rows = ["dataset=jsonl", "dataset.domain_field=task", f"dataset.path={pool}", "dataset.validation.fraction=0.02"]
+    long = [f"dataset.seq_len={LONG_TOKENS}" if "seq_len" in setting else setting for setting in COMMON]
+    return [*long, *rows, *target, *places(work), f"seed={seed}"]
 
 
 def regimen(*arguments: str) -> None:
@@ -261,7 +266,7 @@ class Measured(pl.Callback):
         assert isinstance(placed.strategy, Selector)
         callback = SelectionCallback(placed.name, placed.strategy, placed.trigger, context)
         seen = callback.seen(0, torch.arange(context.index.rows))
-        for kind in KINDS:
+        for kind in context.index.domains:
             alone = self.for_kind(kind, seen)
             size = int(context.index.sizes[context.index.domains.index(kind)])
             selector = dataclasses.replace(placed.strategy, ratio=None, count=size)
@@ -272,6 +277,8 @@ class Measured(pl.Callback):
                 self.found[kind] = Found(math.nan, Counter())
                 continue
             ids = chosen.ids if isinstance(chosen, Selection) else chosen
+            if isinstance(chosen, Selection) and chosen.repeats is not None:
+                ids = ids.repeat_interleave(chosen.repeats)
             kinds = Counter(context.index.domains[k] for k in context.index.domain_of(ids).tolist())
             self.found[kind] = Found(kinds[kind] / len(ids), Counter({k: c for k, c in kinds.items() if k != kind}))
 

@@ -135,3 +135,21 @@ def test_what_cannot_be_compared():
         Similarity(of=Embedding()).measure(replace(meter, targets=None), torch.arange(3))
     with pytest.raises(ConfigError, match="cosine, inner"):
         Similarity(of=Embedding(), metric="l1")
+    with pytest.raises(ConfigError, match="centre"):
+        Similarity(of=Embedding(), to=Embedding(), centre=True)
+
+
+def test_centred_similarities_are_those_of_vectors_less_the_mean_of_the_rows():
+    rows, target, far = states(30, 7), states(4, 8), torch.tensor([9.0, -3.0, 0.0, 5.0, 1.0])
+    of = Embedding(normalise=False)
+    rows = rows - rows.mean(0)
+    plain = Similarity(of=of).measure(meter_of(rows, rows, target_states=target), torch.arange(30))
+    meter = meter_of(rows + far, rows + far, target_states=target + far)
+    centred = Similarity(of=of, centre=True)
+    assert torch.allclose(centred.measure(meter, torch.arange(30)), plain, atol=1e-5)
+    assert float(Similarity(of=of).measure(meter, torch.arange(30)).min()) > 0.6, "or the cone was none"
+    assert not centred.by_row
+    some = torch.tensor([3, 8, 20])
+    mean = rows[some].mean(0)
+    expected = torch.nn.functional.cosine_similarity((rows[some] - mean)[:, None], (target - mean)[None], dim=2)
+    assert torch.allclose(centred.measure(meter, some), expected, atol=1e-5)

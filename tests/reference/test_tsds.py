@@ -139,6 +139,17 @@ def test_scaling_everything_changes_nothing():
     assert torch.allclose(plain.probability, large.probability, atol=1e-12) and plain.cap == pytest.approx(large.cap)
 
 
+def test_centred_vectors_are_unit_vectors_around_the_mean_of_the_rows():
+    rows, target = instance(3)
+    far = 20 * torch.ones(rows.shape[1], dtype=rows.dtype)
+    mean = rows.mean(0)
+    around, wanted = ((x - mean) / (x - mean).norm(dim=1, keepdim=True) for x in (rows, target))
+    plain = selector(scale=1.0).assign(around, wanted)
+    found = selector(scale=1.0, centre=True).assign(rows + far, target + far)
+    assert torch.allclose(found.probability, plain.probability, atol=1e-9)
+    assert found.cap == pytest.approx(plain.cap)
+
+
 def test_cosine_is_half_the_squared_distance_of_unit_vectors():
     rows, target = instance(9)
     units, wanted = (torch.nn.functional.normalize(t, dim=1) for t in (rows, target))

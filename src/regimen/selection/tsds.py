@@ -54,6 +54,8 @@ class Tsds(Selector):
 
     by: a signal of vectors, of rows (n, d) and of target rows (M, d).
     metric: `euclidean`, or `cosine` for 1 - cosine, with densities from the distances of unit vectors.
+    centre: whether vectors, less the mean of the rows, are made unit vectors first. Hidden states of a language model
+        need it: they lie in a narrow cone (arXiv 1909.00512), all within `sigma`.
     alpha: 1 gives all to the nearest neighbours, 0 spreads over all of them. scale: C, about the largest distance.
     density: `kde` makes alike rows share what one of them would get, `uniform` does not.
     sigma: distance at which rows do not count to each other's density.
@@ -66,6 +68,7 @@ class Tsds(Selector):
 
     by: Signal
     metric: Literal["euclidean", "cosine"] = "euclidean"
+    centre: bool = False
     alpha: float = 0.5
     scale: float = 5.0
     density: Literal["kde", "uniform"] = "kde"
@@ -134,7 +137,8 @@ class Tsds(Selector):
         for vectors in (rows, target):
             if vectors.dim() != 2 or not bool(torch.isfinite(vectors).all()):
                 raise ConfigError(f"{self.by} does not give a finite vector per row", got=tuple(vectors.shape))
-        points, queries = self._scaled(rows), self._scaled(target)  # (n, d), (M, d)
+        mean = rows.mean(0) if self.centre else 0.0
+        points, queries = self._scaled(rows - mean), self._scaled(target - mean)  # (n, d), (M, d)
         count = max(min(self.neighbours, len(points) // 10), 1)
         near, far = nearest(queries, points, count, search=self.search)  # (M, R)
         far = far if self.metric == "euclidean" else far.square() / 2  # (M, R) 1 - cosine of unit vectors
@@ -160,7 +164,8 @@ class Tsds(Selector):
         return _remembering(super().checked(decision, seen), decision.spread, decision.neighbours)
 
     def _scaled(self, vectors: Tensor) -> Tensor:
-        return vectors if self.metric == "euclidean" else torch.nn.functional.normalize(vectors, dim=1)
+        unit = self.centre or self.metric == "cosine"
+        return torch.nn.functional.normalize(vectors, dim=1) if unit else vectors
 
     def densities(self, points: Tensor, near: Tensor) -> Tensor:
         """Densities (n,) float64 of points (n, d), at least 1; 1 in a large pool for no one's neighbour."""

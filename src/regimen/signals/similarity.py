@@ -1,7 +1,8 @@
 """Similarity of rows to the rows of the target set, from any signal of vectors: what most targeted selectors rank by.
 
-Differs from the papers: nothing; cosines, RDS+, arXiv 2503.01807, and NEAR of DataFlex, whose L2 distances of unit
-vectors rank alike.
+Differs from the papers: nothing with `centre=false`; cosines, RDS+, arXiv 2503.01807, and NEAR of DataFlex, whose L2
+distances of unit vectors rank alike. Hidden states of a language model lie in a narrow cone (arXiv 1909.00512), where
+all are alike; less their mean, they are not.
 Letters: n rows, M target rows, d dimensions.
 """
 
@@ -27,17 +28,25 @@ class Similarity(Signal):
 
     of: vectors of the rows. to: vectors of the target rows; null for the same signal.
     metric: `cosine`, which is 0 for a vector of zeros, or `inner` for the inner product.
+    centre: whether the mean of the n rows is taken off all vectors first; they are then held at once.
     """
 
     of: Signal
     to: Signal | None = None
     metric: Literal["cosine", "inner"] = "cosine"
+    centre: bool = False
 
     def __post_init__(self) -> None:
         if self.metric not in ("cosine", "inner"):
             raise ConfigError("unknown similarity of vectors", got=f"metric={self.metric}", allowed="cosine, inner")
-        # A row's similarities depend on no other row exactly if its vector does not.
-        object.__setattr__(self, "by_row", self.of.by_row)
+        if self.centre and self.to is not None:
+            raise ConfigError(
+                "other vectors than those of the rows do not have their mean",
+                got=f"centre=true, to={self.to}",
+                do="set centre=false, or to=null",
+            )
+        # A row's similarities depend on no other row exactly if its vector does not, and no mean is taken off.
+        object.__setattr__(self, "by_row", self.of.by_row and not self.centre)
 
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
         """(n, M). Raises ConfigError where the pool has no target set, or vectors differ in length.
@@ -45,8 +54,12 @@ class Similarity(Signal):
         Where vectors depend on no other row, never more than some of them are held.
         """
         wanted = meter.once(self, partial(self._wanted, meter))  # (M, d)
+        if self.centre:
+            vectors = self.of.measure(meter, ids).float()  # (n, d)
+            mean = vectors.mean(0)
+            return self._compared(vectors - mean, wanted - mean)
         parts = torch.split(ids, _ROWS) if self.by_row else (ids,)
-        return torch.cat([self._compared(self._scaled(self.of.measure(meter, part)), wanted) for part in parts])
+        return torch.cat([self._compared(self.of.measure(meter, part).float(), wanted) for part in parts])
 
     def passes(self) -> float:
         return self.of.passes()
@@ -61,10 +74,10 @@ class Similarity(Signal):
     def _wanted(self, meter: Meter) -> Tensor:
         """What rows are compared with, (M, d)."""
         target = meter.target
-        return self._scaled((self.to or self.of).measure(target, torch.arange(target.index.rows)))
+        return (self.to or self.of).measure(target, torch.arange(target.index.rows)).float()
 
     def _scaled(self, vectors: Tensor) -> Tensor:
-        return unit(vectors.float()) if self.metric == "cosine" else vectors.float()
+        return unit(vectors) if self.metric == "cosine" else vectors
 
     def _compared(self, vectors: Tensor, wanted: Tensor) -> Tensor:
         if vectors.shape[1] != wanted.shape[1]:
@@ -73,4 +86,4 @@ class Similarity(Signal):
                 got=f"{vectors.shape[1]} numbers of {self.of}, {wanted.shape[1]} of {self.to or self.of}",
                 do="give `of` and `to` the same dimensions, or set to=null",
             )
-        return vectors @ wanted.T  # (n, M)
+        return self._scaled(vectors) @ self._scaled(wanted).T  # (n, M)
