@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.cli import CommandLine
 from tests.support.runs import replace_line
@@ -101,6 +102,14 @@ def test_a_wrong_setting_is_refused_in_words(regimen: CommandLine, name: str) ->
     overrides, words = REFUSED[name]
     error = regimen.refused(*overrides)
     assert [word for word in words if word not in error] == [], error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU, which `auto` finds")
+def test_attention_of_gpus_where_auto_finds_none(regimen: CommandLine) -> None:
+    error = regimen.refused("model.attn_implementation=flex_attention", "trainer.accelerator=auto")
+    assert "trainer.accelerator=auto" in error and "model.attn_implementation=sdpa" in error
+    auto = ("model.attn_implementation=flex_attention", "trainer.accelerator=auto")
+    assert regimen.small("check", *auto).status == 0, "a GPU may be where it is trained"
 
 
 CHECKED = (

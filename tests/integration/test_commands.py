@@ -90,6 +90,14 @@ MEASURED = {
     "an orderer of a selection": ("method=[topk,sorted]", "strategies.topk.ratio=0.05"),
     "an orderer of domains": ("method=[uniform,zigzag]",),
     "a weighter of the whole batch": ("method=loss_weighting", "trainer.micro_batch_size=2"),
+    "a selector that aims, of adapters": (
+        *("method=less", "++strategies.less.by.run=null", "strategies.less.when.at=4", "dataset.target.from=[code]"),
+        *("strategies.less.ratio=0.5", "strategies.less.by.sketch.dimensions=64", "model.lora.rank=1"),
+    ),
+    "a weighter of the gradients of adapters": (
+        *("method=dvemb_log", "strategies.dvemb_log.by.sketch.dimensions=64", "model.lora.rank=1"),
+        *("strategies.dvemb_log.warmup_steps=2", "strategies.dvemb_log.curvature=ggn"),
+    ),
     "labels that the model draws": (
         *("method=dvemb_log", "strategies.dvemb_log.curvature=ggn", "strategies.dvemb_log.by.sketch.dimensions=64"),
     ),

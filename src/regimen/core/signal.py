@@ -201,6 +201,10 @@ class Signal:
         """Forward passes over a row that measuring it costs, where that depends on the settings."""
         return self.forwards
 
+    def backwards(self) -> float:
+        """Backward passes among `passes`, each counted as two; of a model with adapters one is cheaper."""
+        return 0.0
+
     def work(self, rows: int) -> float:
         """Forward passes over a row that measuring so many rows costs in all."""
         return self.passes() * rows

@@ -23,7 +23,7 @@ from regimen.runs.ranks import processes
 from regimen.runs.references import refuse_unknown_models
 from regimen.runs.strategies import Placed, make_strategies
 from regimen.training.capabilities import refuse_moving, refuse_unsupported
-from regimen.training.cost import forward_flops, training_flops
+from regimen.training.cost import BACKWARD, forward_flops, training_flops
 
 _COUNTED = 100_000  # steps of a run whose decisions are counted one by one
 _GPU_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
@@ -81,7 +81,8 @@ class Experiment:
         if isinstance(strategy, Weighter):
             references = {signal.reference for signal in needs if isinstance(signal, TokenSignal)}
             passes = len(references) + self._weighed_ahead(strategy)  # a reference is taken to be as large as the model
-            passes += sum(s.passes() for s in needs if not isinstance(s, TokenSignal | DomainSignal))
+            of_rows = [s for s in needs if not isinstance(s, TokenSignal | DomainSignal)]
+            passes += sum(s.passes() * self._lighter(s) for s in of_rows)
             lessons = 0.0
             if isinstance(strategy, Learner):
                 lessons = strategy.lessons_in(steps) * strategy.passes(self.batch_rows)
@@ -94,18 +95,27 @@ class Experiment:
             return self._surveyed(needs) * self.decisions(placed, steps)
         if steps >= _COUNTED:  # too many to look at each
             decisions = 1 if strategy.measures_once else trigger.count(steps)
-            return sum(signal.work(pool_rows) + self._beside(signal) for signal in needs) * decisions
+            return sum(self._work(signal, pool_rows) for signal in needs) * decisions
         total = 0.0
         for step in (step for step in range(steps) if trigger.fires(step, steps)):
             rows = (steps - step) * self.batch_rows
             if isinstance(strategy, Selector):
                 rows = strategy.candidates or pool_rows
             new = needs - seen.get(step, set())
-            total += sum(signal.work(min(rows, pool_rows)) + self._beside(signal) for signal in new)
+            total += sum(self._work(signal, min(rows, pool_rows)) for signal in new)
             seen.setdefault(step, set()).update(needs)
             if strategy.measures_once:
                 break
         return total
+
+    def _work(self, signal: Signal, rows: int) -> float:
+        """Forward passes over a row that measuring so many rows costs, with the target set."""
+        return (signal.work(rows) + self._beside(signal)) * self._lighter(signal)
+
+    def _lighter(self, signal: Signal) -> float:
+        """What part of its passes is left where a backward pass is for adapters alone."""
+        saved = 1 + BACKWARD - self.training_flops_per_token / self.flops_per_token  # 0 for a whole model
+        return 1 - signal.backwards() * saved / signal.passes() if signal.backwards() else 1.0
 
     def _beside(self, signal: Signal) -> float:
         """Forward passes over a row that measuring the target set costs."""
@@ -198,10 +208,14 @@ def _refuse_missing_gpu(accelerator: str) -> None:
         )
 
 
-def _refuse_gpu_attention(settings: Mapping[str, Any]) -> None:
-    """Such a model can be built anywhere, but its first backward pass on a CPU would end in a traceback."""
+def _refuse_gpu_attention(settings: Mapping[str, Any], *, here: bool) -> None:
+    """Such a model can be built anywhere, but its first backward pass on a CPU would end in a traceback.
+
+    here: whether it is this machine that trains; what `auto` finds elsewhere is not known.
+    """
     kernel, accelerator = settings["model"]["attn_implementation"], settings["trainer"]["accelerator"]
-    if kernel in _GPU_ATTENTION and accelerator == "cpu":
+    found_none = accelerator == "auto" and here and not torch.cuda.is_available()
+    if kernel in _GPU_ATTENTION and (accelerator == "cpu" or found_none):
         raise ConfigError(
             "this attention can be trained on a GPU alone",
             got=f"model.attn_implementation={kernel}, trainer.accelerator={accelerator}",
@@ -241,7 +255,7 @@ def make_experiment(
                 refuse_unknown_models(asked)
     if not meta:
         _refuse_missing_gpu(settings["trainer"]["accelerator"])
-    _refuse_gpu_attention(settings)
+    _refuse_gpu_attention(settings, here=not meta)
     with torch.device("meta" if meta else "cpu"):
         model = make_model({**settings["model"], "compile": settings["model"]["compile"] and not meta}, pool)
     per_token = forward_flops(model, _context(pool)), training_flops(model, _context(pool))

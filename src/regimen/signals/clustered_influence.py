@@ -77,7 +77,15 @@ class ClusteredInfluence(Influence):
 
     def passes(self) -> float:
         """Those of the embedding, and of gradients of the representatives."""
-        return self.embedding.passes() + super().passes() * min(self.representatives / self.cluster_size, 1.0)
+        return self.embedding.passes() + super().passes() * self._part
+
+    def backwards(self) -> float:
+        return super().backwards() * self._part
+
+    @property
+    def _part(self) -> float:
+        """Of the rows that represent a cluster."""
+        return min(self.representatives / self.cluster_size, 1.0)
 
     def models(self) -> tuple[str | None, ...]:
         return tuple(dict.fromkeys((*super().models(), *self.embedding.models())))

@@ -77,6 +77,9 @@ class DistilledInfluence(Influence):
         """Those of the embedding, and of gradients of landmarks, taken for a tenth of the rows."""
         return self.embedding.passes() + _EXPECTED * super().passes()
 
+    def backwards(self) -> float:
+        return _EXPECTED * super().backwards()
+
     def models(self) -> tuple[str | None, ...]:
         return tuple(dict.fromkeys((*super().models(), *self.embedding.models())))
 

@@ -38,6 +38,9 @@ class GradientSketch(Signal):
     def passes(self) -> float:
         return FORWARD_BACKWARD + (self.sketch.labels == "drawn")
 
+    def backwards(self) -> float:
+        return 1.0
+
     def models(self) -> tuple[str | None, ...]:
         return (self.model,)
 

@@ -66,6 +66,9 @@ class CheckpointInfluence(Signal):
         """A forward and a backward pass per checkpoint; of a run that is yet to be trained, four are expected."""
         return _FORWARD_BACKWARD * self._expected
 
+    def backwards(self) -> float:
+        return float(self._expected)
+
     @property
     def _expected(self) -> int:
         """Checkpoints."""

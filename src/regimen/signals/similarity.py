@@ -64,6 +64,9 @@ class Similarity(Signal):
     def passes(self) -> float:
         return self.of.passes()
 
+    def backwards(self) -> float:
+        return self.of.backwards()
+
     def models(self) -> tuple[str | None, ...]:
         used = (*self.of.models(), *(self.to.models() if self.to is not None else ()))
         return tuple(dict.fromkeys(used))

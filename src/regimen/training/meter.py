@@ -263,7 +263,7 @@ class RowMeter:
         # A backward pass holds all activations, which no sweep without gradients does: parts as small as in training.
         rows = sweeper.gradient_rows
         passes = 1.0 + BACKWARD + (sketch.labels == "drawn")
-        return sweeper.spread(ids, sketched, passes=passes, gradients=True, rows=rows)
+        return sweeper.spread(ids, sketched, passes=passes, backwards=1.0, gradients=True, rows=rows)
 
     def _sketcher(self, sketch: Sketch) -> Sketcher:
         """A sketcher of the model; kept, since drawing random signs takes a while, unless moments may have changed."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from regimen.core.index import PoolIndex
 from regimen.data.pool import RowTable
 from regimen.training.context import gathered
-from regimen.training.cost import CostClock, rows_flops
+from regimen.training.cost import BACKWARD, CostClock, rows_flops
 from regimen.training.examples import ExampleRows
 from regimen.training.loader import Batch, collate
 from regimen.training.module import LanguageModule
@@ -132,13 +132,15 @@ class Sweeper:
         of: Callable[[Tensor], Tensor],
         *,
         passes: float,
+        backwards: float = 0.0,
         gradients: bool = False,
         rows: int | None = None,
     ) -> Tensor:
         """Values (n, d) on the CPU for rows `ids` (n,), measured a part at a time over the ranks and charged.
 
-        of: from ids (b,) to values (b, d). passes: forward passes over a row that they cost. rows: of a part, at most;
-        null for `batch_size`. Collective: every rank makes the same number of parts, padded with the last row.
+        of: from ids (b,) to values (b, d). passes: forward passes over a row that they cost. backwards: backward passes
+        among them, each counted as two. rows: of a part, at most; null for `batch_size`. Collective: every rank makes
+        the same number of parts, padded with the last row.
         """
         world, rank = self.trainer.world_size, self.trainer.global_rank
         by_length = self.index.inputs_of(ids).argsort(stable=True)  # rows of one length together: little padding
@@ -152,7 +154,9 @@ class Sweeper:
             mine = [of(ids[part]).cpu() for part in torch.split(by_rank[rank], sizes)]
             everyone = gathered(self.trainer, torch.cat(mine))  # (per_rank, d) -> (W * per_rank, d)
         tokens = float(self.index.tokens_of(ids).sum())
-        flops = rows_flops(self.module.forward_flops, self.index.inputs_of(ids)) * passes
+        inputs = self.index.inputs_of(ids)
+        flops = rows_flops(self.module.forward_flops, inputs) * (passes - (1 + BACKWARD) * backwards)
+        flops += rows_flops(self.module.training_flops, inputs) * backwards  # less where adapters alone are trained
         self.clock.add(self.purpose, tokens=tokens, flops=flops)
         out = torch.empty(len(ids), *everyone.shape[1:], dtype=everyone.dtype)
         out[padded] = everyone
