@@ -20,12 +20,15 @@ made once for all seeds. With --pretrained, a folder in Hugging Face's layout (w
 model fine-tunes adapters for four epochs on 50 rows of each kind, by LESS's own settings (rank 128, alpha 512, dropout
 0.1, attention only, learning rate 2e-5), in bfloat16.
 
-Methods. The five with their default settings, but for what the data imposes: DSIR's least length of a web document,
-100 tokens, is 0, since most answers are shorter. Beneath, DSIR and TSDS with what their settings advise for a small
-target and for vectors of length 1: TSDS with alpha=0.95; DSIR with 1,000 buckets, a 1 added to each, means, and no
-noise, which on means of a row would drown them. DSIR with a 1 added alone was put in after the first seed was seen; the
-centred embeddings after it was found, on seed 1 of the pretrained model, that all rows lie within TSDS's sigma. Drawn
-with replacement, as the paper draws, a row counts as often as it is drawn.
+Methods. The five with their default settings, but for what the data imposes: DSIR's least length of a web document, 100
+tokens, is 0, since most answers are shorter. Beneath, DSIR and TSDS with what their settings advise for a small target
+and for vectors of length 1: TSDS with alpha=0.95; DSIR with 1,000 buckets, a 1 added to each, means, and no noise,
+which on means of a row would drown them. LESS with plain gradients of all linear layers at the weights that the run
+begins with, no checkpoints, and a sketch eight times as long, was put in after LESS was seen under the pretrained
+model: adapters of 100 steps are nearly untrained, and Adam's direction presumably gives their noise full weight. DSIR
+with a 1 added alone was put in after the first seed was seen; the centred embeddings after it was found, on seed 1 of
+the pretrained model, that all rows lie within TSDS's sigma. Drawn with replacement, as the paper draws, a row counts as
+often as it is drawn.
 
 Documents. Rows of 4,000 characters of eight domains, 60 of each, and 16 of each as target: what DSIR was made for, with
 its paper's settings, and with a 1 added. Put in after the first table, to see whether length decides there too; its
@@ -90,6 +93,11 @@ METHODS: dict[str, list[str]] = {
     "tsds": ["method=tsds", "strategies.tsds.by.model={warm}"],
     "near": ["method=near", "strategies.near.by.of.model={warm}"],
     "dsir": ["method=dsir", "strategies.dsir.min_tokens=0"],
+    "less, plain gradients": [
+        *("method=less", "++strategies.less.by.run=null", "strategies.less.by.sketch.adam=none"),
+        *("strategies.less.by.sketch.dimensions=65536", "strategies.less.by.sketch.parameters=_proj"),
+        "model.lora.rank=null",
+    ],
     "near, centred": ["method=near", "strategies.near.by.of.model={warm}", "strategies.near.by.centre=true"],
     "tsds, centred, scale=1, repeats": [
         *("method=tsds", "strategies.tsds.by.model={warm}", "strategies.tsds.centre=true"),
@@ -181,8 +189,9 @@ def small_model(folders: dict[str, Path], work: Path) -> list[str]:
     regimen("train", *COMMON, *places(work), *of_text, *taught)
     if not exported.exists():
         regimen("export", f"run={work}/base", f"to={exported}")
-    fine_tune(folders, work, [*read_by(work), "model.pretrained=true", f"model.path={exported}"], WARM)
-    return read_by(work)
+    settings = [*read_by(work), "model.pretrained=true", f"model.path={exported}"]
+    fine_tune(folders, work, settings, WARM)
+    return settings
 
 
 def adapted_model(folders: dict[str, Path], work: Path, pretrained: Path) -> list[str]:
