@@ -76,7 +76,10 @@ def test_a_rank_without_the_folder_of_pools(corpus: Path, seen: tuple[Path, str]
     assert not (tmp_path / "run").exists() and not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize("what", ["no such pool", "another fingerprint", "a torn manifest"])
+@pytest.mark.parametrize(
+    "what",
+    ["another fingerprint", *(pytest.param(w, marks=pytest.mark.slow) for w in ("no such pool", "a torn manifest"))],
+)
 def test_a_rank_with_another_pool(corpus: Path, seen: tuple[Path, str], tmp_path: Path, what: str) -> None:
     own, words = tmp_path / "own" / "pools", ["has no folder"]
     own.mkdir(parents=True)
@@ -119,9 +122,11 @@ def test_a_rank_with_another_store(corpus: Path, seen: tuple[Path, str], tmp_pat
     ranks = launch(corpus, tmp_path / "run", (seen[0], tmp_path / "own"), *by, command=command)
     check_refused(ranks, "1 of 2 ranks do not see the data", f"{tmp_path}/own/", "is not rank 0's", "paths.store")
     assert not (tmp_path / "run").exists() and not list((seen[0] / "store").glob(".seen-*"))
+    if command == "train":  # with one store: as every other run of two ranks
+        return
     ranks = launch(
         corpus, tmp_path / "run", (seen[0], tmp_path / "own"), *by, f"paths.store={seen[0]}/store", command=command
     )
     assert [status for status, _ in ranks] == [0, 0], ranks
-    assert (tmp_path / "run" / ("scores.parquet" if command == "score" else "summary.json")).is_file()
+    assert (tmp_path / "run" / "scores.parquet").is_file()
     assert not (tmp_path / "run" / ".ranks").exists() and not list((seen[0] / "store").glob(".seen-*"))
