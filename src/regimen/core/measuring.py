@@ -102,6 +102,11 @@ class Sketch:
                 do="set adam=none, or kind=fold",
             )
 
+    @property
+    def passes(self) -> float:
+        """Forward passes over a row that it costs: one, a backward pass that counts as two, and one to draw labels."""
+        return 4.0 if self.labels == "drawn" else 3.0
+
 
 class Encoded(NamedTuple):
     """tokens (T,) int64 of a text, without special tokens added; spans (T, 2) int64: each token's characters."""

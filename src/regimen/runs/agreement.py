@@ -8,7 +8,6 @@ that rank 0 has made in its. Ranks that Lightning starts come later, on rank 0's
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from regimen.runs import parting
 from regimen.runs.attempt import Attempt, await_decision, tell
 from regimen.runs.preempted import on_slurm
 from regimen.runs.ranks import global_rank, processes
+from regimen.runs.store import Store, digest
 
 _WAIT_SECONDS = 1800.0  # as long as a process group waits for its ranks
 
@@ -40,10 +40,12 @@ def other_ranks(trainer: Mapping[str, Any]) -> int:
 
 
 def convene(folder: Path, attempt: Attempt, *, others: int) -> None:
-    """Rank 0: have all ranks begin, once every other one has seen the data.
+    """Rank 0: have all ranks begin, once every other one has seen the data; at once where there is none.
 
     Raises ConfigError where one has not, with what each says; Parted where one has ended the launch.
     """
+    if not others:
+        return
     answers, deadline = _Answers(folder, attempt.token), time.monotonic() + _WAIT_SECONDS
     try:
         while len(found := answers.read()) < others:
@@ -108,7 +110,7 @@ def join_in(folder: Path, attempt: Attempt, paths: Mapping[str, str], *, stores:
 
 
 def _mark(store: Path, token: str) -> Path:
-    return store.expanduser().resolve() / f".seen-{hashlib.sha256(token.encode()).hexdigest()[:16]}"
+    return Store(store).root / f".seen-{digest(token)}"
 
 
 def _seen(pools: Path, attempt: Attempt) -> Pool:

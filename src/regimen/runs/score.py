@@ -95,8 +95,7 @@ def _agreed_pool(settings: Mapping[str, Any], folder: Path, token: str) -> Pool:
     attempt = Attempt("begin", None, token, pool.path.name, pool.fingerprint, agreed=not others)
     with marked(store.root, token, others=others):
         tell(folder, attempt)
-        if others:
-            convene(folder, attempt, others=others)
+        convene(folder, attempt, others=others)
     return pool
 
 

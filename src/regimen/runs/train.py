@@ -71,8 +71,7 @@ def lead(settings: Mapping[str, Any], folder: Path, sweep: str | None = None) ->
                 return
             if attempt.checkpoint is not None:
                 refuse_unreadable(Path(attempt.checkpoint), settings["trainer"]["strategy"])
-            if others:
-                convene(folder, attempt, others=others)
+            convene(folder, attempt, others=others)
         done: list[Done] = []
         if settings["stages"]:
             done = Staging(settings, folder, token, pool, lead).run()

@@ -137,8 +137,8 @@ class Tsds(Selector):
         for vectors in (rows, target):
             if vectors.dim() != 2 or not bool(torch.isfinite(vectors).all()):
                 raise ConfigError(f"{self.by} does not give a finite vector per row", got=tuple(vectors.shape))
-        mean = rows.mean(0) if self.centre else 0.0
-        points, queries = self._scaled(rows - mean), self._scaled(target - mean)  # (n, d), (M, d)
+        mean = rows.mean(0) if self.centre else None
+        points, queries = self._scaled(rows, mean), self._scaled(target, mean)  # (n, d), (M, d)
         count = max(min(self.neighbours, len(points) // 10), 1)
         near, far = nearest(queries, points, count, search=self.search)  # (M, R)
         far = far if self.metric == "euclidean" else far.square() / 2  # (M, R) 1 - cosine of unit vectors
@@ -163,9 +163,11 @@ class Tsds(Selector):
         assert isinstance(decision, Drawn)
         return _remembering(super().checked(decision, seen), decision.spread, decision.neighbours)
 
-    def _scaled(self, vectors: Tensor) -> Tensor:
-        unit = self.centre or self.metric == "cosine"
-        return torch.nn.functional.normalize(vectors, dim=1) if unit else vectors
+    def _scaled(self, vectors: Tensor, mean: Tensor | None) -> Tensor:
+        """Vectors around a mean, if there is one, made unit vectors where `assign` compares those."""
+        if mean is None and self.metric == "euclidean":
+            return vectors
+        return torch.nn.functional.normalize(vectors if mean is None else vectors - mean, dim=1)
 
     def densities(self, points: Tensor, near: Tensor) -> Tensor:
         """Densities (n,) float64 of points (n, d), at least 1; 1 in a large pool for no one's neighbour."""

@@ -15,7 +15,6 @@ from regimen.core.measuring import Sketch
 from regimen.core.signal import Meter, Signal
 from regimen.core.strategy import Observation
 
-FORWARD_BACKWARD = 3.0  # a forward and a backward pass in forward passes
 _PLAIN = Sketch()
 
 
@@ -36,7 +35,7 @@ class GradientSketch(Signal):
         return at.sketches(ids, self.sketch)
 
     def passes(self) -> float:
-        return FORWARD_BACKWARD + (self.sketch.labels == "drawn")
+        return self.sketch.passes
 
     def backwards(self) -> float:
         return 1.0

@@ -31,7 +31,6 @@ from regimen.core.signal import Meter, Signal
 ValAgg = Literal["mean_of_cos", "cos_of_mean"]
 
 _ROWS = 1024  # whose sketches are held at once
-_FORWARD_BACKWARD = 3.0  # a forward and a backward pass in forward passes
 _ADAM = Sketch(adam="inside")
 _CHECKPOINTS = 4  # of a finished run, before it is known: LESS keeps one per epoch of four
 
@@ -64,7 +63,7 @@ class CheckpointInfluence(Signal):
 
     def passes(self) -> float:
         """A forward and a backward pass per checkpoint; of a run that is yet to be trained, four are expected."""
-        return _FORWARD_BACKWARD * self._expected
+        return self.sketch.passes * self._expected
 
     def backwards(self) -> float:
         return float(self._expected)
@@ -103,7 +102,7 @@ class Influence(CheckpointInfluence):
 
     def beside(self, target: PoolIndex) -> float:
         """A forward and a backward pass over the target rows, per checkpoint."""
-        return _FORWARD_BACKWARD * self._expected * float(target.inputs_of(torch.arange(target.rows)).sum())
+        return self.sketch.passes * self._expected * float(target.inputs_of(torch.arange(target.rows)).sum())
 
     def directions(self, at: Meter) -> Tensor:
         """(M, d). Raises ConfigError where the pool has no target set."""

@@ -57,8 +57,8 @@ class Similarity(Signal):
         if self.centre:
             vectors = self.of.measure(meter, ids).float()  # (n, d)
             mean = vectors.mean(0)
-            return self._compared(vectors - mean, wanted - mean)
-        parts = torch.split(ids, _ROWS) if self.by_row else (ids,)
+            return self._compared(vectors - mean, self._scaled(wanted - mean))
+        wanted, parts = self._scaled(wanted), torch.split(ids, _ROWS) if self.by_row else (ids,)
         return torch.cat([self._compared(self.of.measure(meter, part).float(), wanted) for part in parts])
 
     def passes(self) -> float:
@@ -83,10 +83,11 @@ class Similarity(Signal):
         return unit(vectors) if self.metric == "cosine" else vectors
 
     def _compared(self, vectors: Tensor, wanted: Tensor) -> Tensor:
+        """(n, M) of vectors (n, d) as measured, and wanted ones (M, d) that are scaled already."""
         if vectors.shape[1] != wanted.shape[1]:
             raise ConfigError(
                 "vectors of rows and of target rows differ in length",
                 got=f"{vectors.shape[1]} numbers of {self.of}, {wanted.shape[1]} of {self.to or self.of}",
                 do="give `of` and `to` the same dimensions, or set to=null",
             )
-        return self._scaled(vectors) @ self._scaled(wanted).T  # (n, M)
+        return self._scaled(vectors) @ wanted.T

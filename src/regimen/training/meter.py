@@ -21,7 +21,6 @@ from regimen.core.scoring import Scorer
 from regimen.core.signal import Meter
 from regimen.data.pool import Pool, RowTable
 from regimen.signals.pooling import pool_states
-from regimen.training.cost import BACKWARD
 from regimen.training.descending import rows_along
 from regimen.training.elsewhere import Elsewhere
 from regimen.training.examples import ExampleRows
@@ -262,8 +261,7 @@ class RowMeter:
 
         # A backward pass holds all activations, which no sweep without gradients does: parts as small as in training.
         rows = sweeper.gradient_rows
-        passes = 1.0 + BACKWARD + (sketch.labels == "drawn")
-        return sweeper.spread(ids, sketched, passes=passes, backwards=1.0, gradients=True, rows=rows)
+        return sweeper.spread(ids, sketched, passes=sketch.passes, backwards=1.0, gradients=True, rows=rows)
 
     def _sketcher(self, sketch: Sketch) -> Sketcher:
         """A sketcher of the model; kept, since drawing random signs takes a while, unless moments may have changed."""
