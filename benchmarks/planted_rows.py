@@ -15,7 +15,6 @@ KINDS = (*TASKS, *DOMAINS)
 TEXT = (*DOMAINS, "code", "medical", "stackexchange", "tinyshakespeare", "web", "wikipedia")
 DOCUMENTS = (*DOMAINS, "code", "medical", "tinyshakespeare", "wikipedia")
 ASKED, ANSWERED = 100, 250  # characters of a passage
-LONG = 4_000  # characters of a whole passage
 
 
 def drawn(folder: Path, kind: str, split: str, count: int, *, seed: int, part: int | None) -> list[Record]:
@@ -47,15 +46,15 @@ def write(groups: list[list[Record]], to: Path) -> Path:
     return to
 
 
-def passages(folder: Path, kind: str, split: str, count: int, *, seed: int) -> list[Record]:
-    """Passages of LONG characters that do not overlap: of as many documents, or of all text where it has too few."""
+def passages(folder: Path, kind: str, split: str, count: int, *, long: int, seed: int) -> list[Record]:
+    """Passages of `long` characters that do not overlap: of as many documents, or of all text if it has too few."""
     texts = [record["text"] for record in read(folder, kind, split)]
     rng = random.Random(f"{kind}-{split}-{seed}-long")
-    enough = [text for text in texts if len(text) > LONG]
+    enough = [text for text in texts if len(text) > long]
     if len(enough) >= count:
-        starts = [(text, rng.randrange(len(text) - LONG)) for text in rng.sample(enough, count)]
+        starts = [(text, rng.randrange(len(text) - long)) for text in rng.sample(enough, count)]
     else:
         whole = "\n".join(texts)
-        starts = [(whole, start) for start in rng.sample(range(0, len(whole) - LONG, LONG), count)]
-    found = [text[start : start + LONG] for text, start in starts]
+        starts = [(whole, start) for start in rng.sample(range(0, len(whole) - long, long), count)]
+    found = [text[start : start + long] for text, start in starts]
     return [{"id": f"{kind}-{split}-{n}", "text": text, "task": kind} for n, text in enumerate(found)]

@@ -1,6 +1,6 @@
 """Planted truth on real text: do selectors find the rows of one kind among eight, from sixteen of its rows?
 
-    python benchmarks/selection.py --sft FOLDER --text FOLDER [--pretrained FOLDER | --documents] [--seeds 1,2,3]
+    python benchmarks/selection.py --sft FOLDER --text FOLDER [--pretrained FOLDER] [--documents] [--seeds 1,2,3]
                                    [--work FOLDER] [--table FILE]
 
 The protocol was written before it was run, and is run once. FOLDER holds NAME.train.jsonl.gz and
@@ -32,7 +32,9 @@ often as it is drawn.
 
 Documents. Rows of 4,000 characters of eight domains, 60 of each, and 16 of each as target: what DSIR was made for, with
 its paper's settings, and with a 1 added. Put in after the first table, to see whether length decides there too; its
-first seed was seen before the rest was run.
+first seed was seen before the rest was run. Under a pretrained model (written before it was run, to see whether it is
+length that LESS lacks on passages): rows of 2,000 characters, 40 of each, since a CPU takes five seconds for the
+gradient of one; LESS with plain gradients, and the three that compare hidden states, at the weights that are given.
 
 All targets are measured at once, as subtasks of one target set, and each is then given its own columns alone, which is
 what a target set of its own would give.
@@ -50,6 +52,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +77,6 @@ from planted_rows import DOCUMENTS, KINDS, TASKS, TEXT, drawn, passages, read, w
 from tests.support.runs import compose_settings
 
 ROWS, TARGETS, WARM = 100, 16, 200  # per kind
-LONG_ROWS, LONG_TOKENS = 60, 1024
 PRETRAINED_TOKENS, PRETRAINED_WARM = 2_000_000, 50
 COMMON = [
     *("model=nano", "dataset.overlap.n=0", "dataset.seq_len=256", "dataset.max_epochs_per_domain=null"),
@@ -111,6 +113,20 @@ METHODS: dict[str, list[str]] = {
     ],
 }
 OF_DOCUMENTS = {"dsir": ["method=dsir"], "dsir, laplace": ["method=dsir", "strategies.dsir.by.laplace=true"]}
+UNDER_MODEL = {
+    name: METHODS[name] for name in ("less, plain gradients", "rds", "near", "tsds, centred, scale=1, repeats")
+}
+
+
+class Long(NamedTuple):
+    """Passages of a domain, characters of each, and tokens of a row."""
+
+    passages: int
+    characters: int
+    tokens: int
+
+
+LONG, LONG_UNDER_MODEL = Long(60, 4_000, 1_024), Long(40, 2_000, 512)
 
 
 class Found(NamedTuple):
@@ -133,14 +149,20 @@ def main() -> int:
     given = parser.parse_args()
     folders, work = {**dict.fromkeys(TASKS, given.sft), **dict.fromkeys(TEXT, given.text)}, given.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    kinds, methods = (DOCUMENTS, OF_DOCUMENTS) if given.documents else (KINDS, METHODS)
-    model = [] if given.documents else warm_model(folders, work, given.pretrained)
-    made = write_documents if given.documents else write_examples
+    warm: Path | str = work / "warm"
+    if not given.documents:
+        kinds, methods, made = KINDS, METHODS, write_examples
+        model = warm_model(folders, work, given.pretrained)
+    elif given.pretrained:
+        kinds, methods, made, warm = DOCUMENTS, UNDER_MODEL, partial(write_documents, LONG_UNDER_MODEL), "null"
+        model = [*pretrained_model(given.pretrained.absolute()), "trainer.precision=bf16-mixed"]
+    else:
+        kinds, methods, made, model = DOCUMENTS, OF_DOCUMENTS, partial(write_documents, LONG), []
     found: dict[str, list[dict[str, Found]]] = {name: [] for name in (given.methods or ";".join(methods)).split(";")}
     for seed in map(int, given.seeds.split(",")):
         data = [*made(folders, work, seed), *model]
         for name, per_seed in found.items():
-            settings = [setting.format(warm=work / "warm") for setting in methods[name]]
+            settings = [setting.format(warm=warm) for setting in methods[name]]
             per_seed.append(select([*data, *settings], work / "scores"))
             print(f"seed {seed}, {name}: {per_seed[-1]}", file=sys.stderr, flush=True)
     lines = table(found, kinds)
@@ -196,10 +218,14 @@ def small_model(folders: dict[str, Path], work: Path) -> list[str]:
 
 def adapted_model(folders: dict[str, Path], work: Path, pretrained: Path) -> list[str]:
     """From a pretrained model, by adapters."""
-    settings = ["dataset.tokenizer.kind=hf", f"dataset.tokenizer.path={pretrained}", *ADAPTERS]
-    settings += ["model.pretrained=true", f"model.path={pretrained}"]
+    settings = [*pretrained_model(pretrained), *ADAPTERS]
     fine_tune(folders, work, settings, PRETRAINED_WARM)
     return settings
+
+
+def pretrained_model(folder: Path) -> list[str]:
+    tokenizer = ["dataset.tokenizer.kind=hf", f"dataset.tokenizer.path={folder}"]
+    return [*tokenizer, "model.pretrained=true", f"model.path={folder}"]
 
 
 def fine_tune(folders: dict[str, Path], work: Path, model: list[str], rows: int) -> None:
@@ -230,18 +256,20 @@ def write_examples(folders: dict[str, Path], work: Path, seed: int) -> list[str]
     return [*COMMON, *EXAMPLES, *places(work), f"dataset.path={pool}", *target, f"seed={seed}"]
 
 
-def write_documents(folders: dict[str, Path], work: Path, seed: int) -> list[str]:
+def write_documents(long: Long, folders: dict[str, Path], work: Path, seed: int) -> list[str]:
     """The same of passages, which fill a row each, but for what their lengths in tokens differ by."""
     to = work / f"documents-{seed}"
     to.mkdir(exist_ok=True)
-    pool = write(
-        [passages(folders[kind], kind, "train", LONG_ROWS, seed=seed) for kind in DOCUMENTS], to / "pool.jsonl"
+    sizes = {"train": long.passages, "validation": TARGETS}
+    pool, held = (
+        [passages(folders[kind], kind, split, count, long=long.characters, seed=seed) for kind in DOCUMENTS]
+        for split, count in sizes.items()
     )
-    held = [passages(folders[kind], kind, "validation", TARGETS, seed=seed) for kind in DOCUMENTS]
+    path = write(pool, to / "pool.jsonl")
     target = [f"dataset.target.path={write(held, to / 'target.jsonl')}", "dataset.target.rows_per_subtask=null"]
-    rows = ["dataset=jsonl", "dataset.domain_field=task", f"dataset.path={pool}", "dataset.validation.fraction=0.02"]
-    long = [f"dataset.seq_len={LONG_TOKENS}" if "seq_len" in setting else setting for setting in COMMON]
-    return [*long, *rows, *target, *places(work), f"seed={seed}"]
+    rows = ["dataset=jsonl", "dataset.domain_field=task", f"dataset.path={path}", "dataset.validation.fraction=0.02"]
+    common = [f"dataset.seq_len={long.tokens}" if "seq_len" in setting else setting for setting in COMMON]
+    return [*common, *rows, *target, *places(work), f"seed={seed}"]
 
 
 def regimen(*arguments: str) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from regimen.core.measuring import Pooling
 from regimen.core.signal import DomainSignal
 from regimen.runs.store import VALUES, Entry, Store
 from regimen.signals.entropy import Entropy
-from tests.support.runs import lines, run, write_corpus
+from regimen.training.meter import RowMeter
+from tests.support.runs import lines, run, story, write_corpus
 
 METHOD = "method=entropy_conditional"
 
@@ -55,3 +59,47 @@ def test_kept_values_are_the_measured_ones(corpus: Path, tmp_path: Path) -> None
 def test_a_signal_of_a_model_is_never_kept() -> None:
     kept = [kind for kind in DomainSignal.__subclasses__() if kind.of_text]
     assert kept == [Entropy]
+
+
+TARGET = "dataset.target={path: null, from: [sums], rows_per_subtask: 4, seed: 0}"
+
+
+class Swept:
+    """Rows whose hidden states were taken by the model; everything else is as it is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows, measured = 0, RowMeter._states
+
+        def counted(meter: RowMeter, ids: Tensor, layer: int, pooling: Pooling) -> Tensor:
+            self.rows += len(ids)
+            return measured(meter, ids, layer, pooling)
+
+        monkeypatch.setattr(RowMeter, "_states", counted)
+
+    def by(self, *made: Any) -> tuple[int, Path]:
+        """How many it were in a run, and its folder."""
+        self.rows = 0
+        folder = run(*made)
+        return self.rows, folder
+
+
+def measuring_flops(folder: Path) -> float:
+    found: float = json.loads((folder / "summary.json").read_text())["flops"]["measuring"]
+    return found
+
+
+def test_methods_that_compare_one_embedding_share_it(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = Swept(monkeypatch)
+    alone, fresh = swept.by(corpus, tmp_path / "alone", "method=tsds", TARGET)
+    rows, _ = swept.by(corpus, tmp_path / "shared", "method=near", TARGET)
+    assert rows == alone > 512  # the pool and the target set once
+    rows, second = swept.by(corpus, tmp_path / "shared", "method=tsds", TARGET)
+    assert rows == 4  # the target set's
+    assert story(second) == story(fresh)
+    assert measuring_flops(second) == measuring_flops(fresh)
+    rows, _ = swept.by(corpus, tmp_path / "shared", "method=cluster_less", TARGET)
+    assert rows == 0
+    rows, _ = swept.by(corpus, tmp_path / "shared", "method=rds", TARGET)
+    assert rows == alone  # other weights over the tokens

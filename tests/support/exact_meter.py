@@ -16,6 +16,7 @@ from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.measuring import Checkpoint, Encoded, Example, Sketch
 from regimen.core.seeding import generator as seeded
+from regimen.core.signal import Signal
 
 
 class TinyLM(nn.Module):
@@ -124,6 +125,9 @@ class ExactMeter:
 
     def of(self, examples: list[Example]) -> ExactMeter:
         return replace(self, rows={"rows": examples}, targets=None)
+
+    def values(self, signal: Signal, ids: Tensor) -> Tensor:
+        return signal.measure(self, ids)
 
     def once(self, what: object, measure: Callable[[], Tensor]) -> Tensor:
         return measure()

@@ -49,6 +49,9 @@ class VectorMeter:
             found = found * torch.tensor([2.0] + [1.0] * (found.shape[1] - 1))
         return found
 
+    def values(self, signal: Signal, ids: Tensor) -> Tensor:
+        return signal.measure(self, ids)
+
     def once(self, what: Hashable, measure: Callable[[], Tensor]) -> Tensor:
         if what not in self.kept:
             self.kept[what] = measure()

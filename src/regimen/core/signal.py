@@ -135,6 +135,10 @@ class Meter(Protocol):
         """What `measure` gives under this model: measured once for all parts of a sweep. what: tells it from others."""
         ...
 
+    def values(self, signal: Signal, ids: Tensor) -> Tensor:
+        """Values of a signal on rows `ids` (n,): looked up where they were measured for another, else measured."""
+        ...
+
     @property
     def language(self) -> Language:
         """Text in and out of the model: encoding, generation, next tokens, attention."""
@@ -183,12 +187,14 @@ class Signal:
     by_row: a row's value depends on no other row that is measured with it, so that rows may be measured a part at a
         time, and what was measured before a kill is kept.
     halfway: a measurement of all rows at once keeps how far it is, so that after a kill it goes on from there.
+    compact: its vectors are short enough to be held, and kept, for all rows: signals that are made of it share them.
     """
 
     free: ClassVar[bool] = False
     forwards: ClassVar[float] = 1.0
     by_row: ClassVar[bool] = False
     halfway: ClassVar[bool] = False
+    compact: ClassVar[bool] = False
 
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
         """Values (n,) float64 of rows `ids` (n,), or vectors (n, d) in any float type.
@@ -196,6 +202,10 @@ class Signal:
         Collective: every rank asks the same ids.
         """
         raise NotImplementedError(type(self).__name__)
+
+    def made_of(self) -> tuple[Signal, ...]:
+        """Signals that it asks for on the same rows by `Meter.values`, which are measured before it, once for all."""
+        return ()
 
     def passes(self) -> float:
         """Forward passes over a row that measuring it costs, where that depends on the settings."""

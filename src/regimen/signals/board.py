@@ -35,6 +35,10 @@ class RowsKept(Protocol):
 class BoardMeter(Meter, Protocol):
     """A meter that may remember what it measured until it is told that the model has moved on."""
 
+    def know(self, signal: Signal, ids: Tensor, values: Tensor) -> None:
+        """Answer for `signal` on rows `ids` (n,), ascending, with values (n, ...)."""
+        ...
+
     def forget(self) -> None:
         """Drop what was measured."""
         ...
@@ -95,6 +99,8 @@ class SignalBoard:
         return self._of_target[signal]
 
     def _measure(self, signal: Signal, ids: Tensor, step: int) -> Tensor:
+        for part in signal.made_of():
+            self.meter.know(part, ids, self.values(part, ids, step=step))
         if self.rows is None or not len(ids):
             return checked(signal, signal.measure(self.meter, ids))
         return self.rows.measure(signal, self.meter, ids, step=step)

@@ -75,6 +75,9 @@ class ClusteredInfluence(Influence):
             total = total + weight * unit(sums) @ wanted.T  # (C, M)
         return total[label][back]
 
+    def made_of(self) -> tuple[Signal, ...]:
+        return (self.embedding,) if self.embedding.compact else ()
+
     def passes(self) -> float:
         """Those of the embedding, and of gradients of the representatives."""
         return self.embedding.passes() + super().passes() * self._part
@@ -93,7 +96,7 @@ class ClusteredInfluence(Influence):
     def _clustered(self, meter: Meter, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Clusters (n,) of rows, and positions (r,) of their representatives."""
         draw = generator("clusters", self.seed, ids.numpy().tobytes())
-        points = unit(self.embedding.measure(meter, ids).float())  # (n, w)
+        points = unit(meter.values(self.embedding, ids).float())  # (n, w)
         groups = -(-len(ids) // self.cluster_size)
         label = cluster(points, groups, method=self.method, rounds=self.rounds, generator=draw)
         return label, representatives(points, label, self.representatives, standing=self.standing, generator=draw)

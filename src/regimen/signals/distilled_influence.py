@@ -64,14 +64,17 @@ class DistilledInfluence(Influence):
         draw = generator("landmarks", self.seed, rows.numpy().tobytes())
         known = rows[torch.randperm(len(rows), generator=draw)[: self.landmarks].sort().values]  # (L,)
         exact = super().measure(meter, known)  # (L, M)
-        points = self.embedding.measure(meter, known).double()  # (L, w)
+        points = meter.values(self.embedding, known).double()  # (L, w)
         width = median_distance(points) if self.bandwidth is None else self.bandwidth
         weights = ridge(rbf(points, points, width=width), exact.double(), damping=self.damping)  # (L, M)
         parts = torch.split(ids, _ROWS) if self.embedding.by_row else (ids,)
         found = [
-            rbf(self.embedding.measure(meter, part).double(), points, width=width) @ weights for part in parts
+            rbf(meter.values(self.embedding, part).double(), points, width=width) @ weights for part in parts
         ]  # (., M)
         return torch.cat(found).float()
+
+    def made_of(self) -> tuple[Signal, ...]:
+        return (self.embedding,) if self.embedding.compact else ()
 
     def passes(self) -> float:
         """Those of the embedding, and of gradients of landmarks, taken for a tenth of the rows."""

@@ -31,6 +31,7 @@ class Embedding(Signal):
     """
 
     by_row: ClassVar[bool] = True
+    compact: ClassVar[bool] = True
     layer: int = -1
     pooling: Pooling = "mean"
     model: str | None = None
@@ -59,6 +60,7 @@ class SentenceEmbedding(Signal):
     """
 
     by_row: ClassVar[bool] = True
+    compact: ClassVar[bool] = True
     encoder: str
     normalise: bool = True
 

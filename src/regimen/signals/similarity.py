@@ -51,15 +51,18 @@ class Similarity(Signal):
     def measure(self, meter: Meter, ids: Tensor) -> Tensor:
         """(n, M). Raises ConfigError where the pool has no target set, or vectors differ in length.
 
-        Where vectors depend on no other row, never more than some of them are held.
+        Where vectors depend on no other row, and are not compact, never more than some of them are held.
         """
         wanted = meter.once(self, partial(self._wanted, meter))  # (M, d)
         if self.centre:
-            vectors = self.of.measure(meter, ids).float()  # (n, d)
+            vectors = meter.values(self.of, ids).float()  # (n, d)
             mean = vectors.mean(0)
             return self._compared(vectors - mean, self._scaled(wanted - mean))
         wanted, parts = self._scaled(wanted), torch.split(ids, _ROWS) if self.by_row else (ids,)
-        return torch.cat([self._compared(self.of.measure(meter, part).float(), wanted) for part in parts])
+        return torch.cat([self._compared(meter.values(self.of, part).float(), wanted) for part in parts])
+
+    def made_of(self) -> tuple[Signal, ...]:
+        return (self.of,) if self.of.compact else ()
 
     def passes(self) -> float:
         return self.of.passes()

@@ -18,7 +18,7 @@ from regimen.core.index import PoolIndex
 from regimen.core.lookahead import Lookahead, Looked, Slope
 from regimen.core.measuring import Checkpoint, Example, Language, Parts, Pooling, Sketch
 from regimen.core.scoring import Scorer
-from regimen.core.signal import Meter
+from regimen.core.signal import Meter, Signal
 from regimen.data.pool import Pool, RowTable
 from regimen.signals.pooling import pool_states
 from regimen.training.descending import rows_along
@@ -82,6 +82,7 @@ class RowMeter:
         self._targets: RowMeter | None = None
         self._others: dict[str, RowMeter] = {}
         self._kept: dict[Hashable, Tensor] = {}
+        self._known: dict[Signal, tuple[Tensor, Tensor]] = {}
         self._last: Sketcher | None = None
 
     @property
@@ -110,6 +111,7 @@ class RowMeter:
     def forget(self) -> None:
         """Drop what was measured: the model in training has moved on."""
         self._kept.clear()
+        self._known.clear()
         for meter in (self._targets, *self._others.values()):
             if meter is not None:
                 meter.forget()
@@ -119,6 +121,18 @@ class RowMeter:
         if what not in self._kept:
             self._kept[what] = measure()
         return self._kept[what]
+
+    def know(self, signal: Signal, ids: Tensor, values: Tensor) -> None:
+        """Answer for `signal` on rows `ids` (n,), ascending, with values (n, ...), until `forget`."""
+        self._known[signal] = ids, values
+
+    def values(self, signal: Signal, ids: Tensor) -> Tensor:
+        """Values (n, ...) of a signal on rows `ids` (n,): looked up where all are known, else measured."""
+        known, values = self._known.get(signal, (ids[:0], ids[:0]))
+        if torch.equal(known, ids):
+            return values
+        place = torch.searchsorted(known, ids).clamp(max=max(len(known) - 1, 0))
+        return values[place] if len(known) and torch.equal(known[place], ids) else signal.measure(self, ids)
 
     def losses(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Summed target-token losses (n,) float64 in nats and target tokens (n,) of rows `ids` (n,)."""
