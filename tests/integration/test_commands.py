@@ -98,6 +98,7 @@ MEASURED = {
         *("method=dvemb_log", "strategies.dvemb_log.by.sketch.dimensions=64", "model.lora.rank=1"),
         *("strategies.dvemb_log.warmup_steps=2", "strategies.dvemb_log.curvature=ggn"),
     ),
+    "a mixer by the gradients of adapters": ("method=doge_proxy", "model.lora.rank=1"),
     "labels that the model draws": (
         *("method=dvemb_log", "strategies.dvemb_log.curvature=ggn", "strategies.dvemb_log.by.sketch.dimensions=64"),
     ),

@@ -151,7 +151,7 @@ def counted(meter: RowMeter, ids: Tensor, targets: Tensor, estimator: str) -> tu
         with FlopCounterMode(display=False) as counter:
             meter.lookahead(ids, targets, Lookahead(lr=LR, estimator=estimator), shares=shares)
     charged = meter.sweeper.clock.since("measuring", before)["flops"]
-    model_unit = 3 * rows_flops(meter.sweeper.module.forward_flops, meter.index.inputs_of(ids))
+    model_unit = rows_flops(meter.sweeper.module.training_flops, meter.index.inputs_of(ids))
     return counter.get_total_flops() / unit, charged / model_unit
 
 
@@ -173,6 +173,14 @@ def test_a_step_by_differences_costs_two_passes_and_a_bit(meter: RowMeter) -> No
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_what_is_charged_is_what_is_counted(meter: RowMeter, estimator: str) -> None:
+    found, charged = counted(meter, alike(meter, 8), alike(meter.target, 4), estimator)
+    assert charged == pytest.approx(found, rel=0.2)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_adapters_are_charged_for_what_they_need(corpus: Path, home: Path, pool: Pool, estimator: str) -> None:
+    wide = ("model.config.hidden_size=64", "model.config.intermediate_size=256", "model.config.num_hidden_layers=3")
+    meter = meter_of(pool, settings_of(corpus, home, *RUN, *wide, "model.lora.rank=1"), rows=8)
     found, charged = counted(meter, alike(meter, 8), alike(meter.target, 4), estimator)
     assert charged == pytest.approx(found, rel=0.2)
 

@@ -5,6 +5,7 @@ Letters: n rows, T steps, A of them at which rows are measured.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from regimen.core.checks import check_counts, check_one_of, check_positive
 from regimen.core.errors import ConfigError
 from regimen.core.lookahead import PASSES
+from regimen.core.measuring import GRADIENT
 
 _ESTIMATOR = {"jvp": "jvp", "finite_difference": "fd"}  # by backend: the same inner products, as they are called there
 _CHOICES = {
@@ -89,10 +91,20 @@ class Descent:
 
     def passes(self, *, norms: bool) -> float:
         """Forward passes over a row that measuring it costs in all."""
-        return len(self.times) * self.row_passes(dots=True, norms=norms) + self.row_passes(dots=False, norms=norms)
+        return self._at_all_times(self.row_passes, norms)
+
+    def backwards(self, *, norms: bool) -> float:
+        """Backward passes among them, each counted as two."""
+        return self._at_all_times(self.row_backwards, norms)
+
+    def _at_all_times(self, of: Callable[..., float], norms: bool) -> float:
+        return len(self.times) * of(dots=True, norms=norms) + of(dots=False, norms=norms)
 
     def row_passes(self, *, dots: bool, norms: bool) -> float:
         """Forward passes over a row that measuring it costs at one time; a backward pass counts as two."""
-        if self.backend in ("jvp", "finite_difference"):  # lengths by a backward pass
-            return PASSES[_ESTIMATOR[self.backend]] * dots + 3.0 * norms
-        return 3.0 * (dots or norms)
+        along = PASSES[_ESTIMATOR[self.backend]] * dots if self.backend in _ESTIMATOR else 0.0
+        return along + GRADIENT * self.row_backwards(dots=dots, norms=norms)
+
+    def row_backwards(self, *, dots: bool, norms: bool) -> float:
+        """Backward passes among them: lengths need one, and inner products too unless they come without."""
+        return float(norms or (dots and self.backend not in _ESTIMATOR))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from regimen.core.checks import check_one_of
 from regimen.core.errors import ConfigError
-from regimen.core.lookahead import PASSES, Lookahead, Looked
+from regimen.core.lookahead import BACKWARDS, PASSES, Lookahead, Looked
+from regimen.core.measuring import GRADIENT
 from regimen.core.observation import WeighedBatch
 from regimen.core.signal import Meter
 from regimen.core.strategy import Weighter
@@ -85,13 +86,23 @@ class Learner(Weighter):
 
     def row_passes(self) -> float:
         """Forward passes over each of its rows that a lesson costs; a backward pass counts as two."""
-        return 3.0
+        return GRADIENT
+
+    def row_backwards(self) -> float:
+        """Backward passes among them."""
+        return 1.0
 
     def passes(self, batch_rows: int) -> float:
         """About how many forward passes over a row a lesson costs, in a run with so many rows per batch."""
         rows = batch_rows if self.lesson_rows is None else self.lesson_rows
         signals = sum(signal.passes() for signal in self.needs())
-        return rows * (self.row_passes() + signals) + 3 * (self.target_rows or rows)
+        return rows * (self.row_passes() + signals) + GRADIENT * (self.target_rows or rows)
+
+    def backwards(self, batch_rows: int) -> float:
+        """Backward passes among them, each counted as two."""
+        rows = batch_rows if self.lesson_rows is None else self.lesson_rows
+        signals = sum(signal.backwards() for signal in self.needs())
+        return rows * (self.row_backwards() + signals) + (self.target_rows or rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,4 +136,7 @@ class LearnedWeighter(Learner):
         return self.learn(state, batch, looked)
 
     def row_passes(self) -> float:
-        return 3 + PASSES[self.by.estimator]
+        return GRADIENT + PASSES[self.by.estimator]
+
+    def row_backwards(self) -> float:
+        return 1 + BACKWARDS[self.by.estimator]

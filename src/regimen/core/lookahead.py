@@ -13,9 +13,11 @@ from torch import Tensor
 
 from regimen.core.checks import check_one_of, check_positive
 from regimen.core.errors import ConfigError
+from regimen.core.measuring import BACKWARD, GRADIENT
 
 # By estimator, what its products cost in forward passes over a row.
-PASSES = {"fd": 2.0, "exact": 5.0, "jvp": 3.0, "ghost": 3.0}
+PASSES = {"fd": 2.0, "exact": GRADIENT + BACKWARD, "jvp": 3.0, "ghost": GRADIENT}
+BACKWARDS = {"fd": 0.0, "exact": 1.0, "jvp": 0.0, "ghost": 1.0}  # among them, for gradients of parameters
 ESTIMATORS = tuple(PASSES)
 
 

@@ -17,6 +17,9 @@ from regimen.core.errors import ConfigError
 Pooling = Literal["mean", "position_weighted", "last"]
 """How hidden states of a row's T tokens become one: their mean, with weights t / (1 + ... + T), or the last one."""
 
+BACKWARD = 2.0  # a backward pass in forward passes
+GRADIENT = 1 + BACKWARD  # a gradient: a forward and a backward pass
+
 POOLINGS: tuple[Pooling, ...] = ("mean", "position_weighted", "last")
 
 
@@ -105,7 +108,7 @@ class Sketch:
     @property
     def passes(self) -> float:
         """Forward passes over a row that it costs: one, a backward pass that counts as two, and one to draw labels."""
-        return 4.0 if self.labels == "drawn" else 3.0
+        return GRADIENT + (1.0 if self.labels == "drawn" else 0.0)
 
 
 class Encoded(NamedTuple):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regimen.core.checks import check_counts, check_positive
 from regimen.core.errors import ConfigError
+from regimen.core.measuring import GRADIENT
 from regimen.core.seeding import generator
 
 NONE, OWN = "none", "own"
@@ -97,7 +98,7 @@ class Scorer:
         if not self.learns(rows):
             return rows * of_score
         held, learnt = self.parts(self.rows)
-        return self.rows * of_score + self.epochs * (3.0 * learnt + held) + rows
+        return self.rows * of_score + self.epochs * (GRADIENT * learnt + held) + rows
 
     def advice(self, rows: int, *, of: str) -> str | None:
         """What to do otherwise with so many rows, None where nothing. of: what is measured."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from regimen.core.errors import ConfigError, RunError
 from regimen.core.learning import Learner
+from regimen.core.measuring import GRADIENT
 from regimen.core.signal import DomainSignal, Signal, TokenSignal
 from regimen.core.strategy import Mixer, Selector, Weighter
 from regimen.core.stream import Stream
@@ -23,7 +24,7 @@ from regimen.runs.ranks import processes
 from regimen.runs.references import refuse_unknown_models
 from regimen.runs.strategies import Placed, make_strategies
 from regimen.training.capabilities import refuse_moving, refuse_unsupported
-from regimen.training.cost import BACKWARD, forward_flops, training_flops
+from regimen.training.cost import forward_flops, training_flops
 
 _COUNTED = 100_000  # steps of a run whose decisions are counted one by one
 _GPU_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
@@ -85,7 +86,8 @@ class Experiment:
             passes += sum(s.passes() * self._lighter(s) for s in of_rows)
             lessons = 0.0
             if isinstance(strategy, Learner):
-                lessons = strategy.lessons_in(steps) * strategy.passes(self.batch_rows)
+                each = strategy.passes(self.batch_rows), strategy.backwards(self.batch_rows)
+                lessons = strategy.lessons_in(steps) * self._for_trained(*each)
             weighed = max(steps - strategy.first_step(steps), 0)
             return (passes * self.batch_rows + self._surveyed(needs)) * weighed + lessons
         assert trigger is not None, "only a weighter has no trigger"
@@ -114,8 +116,12 @@ class Experiment:
 
     def _lighter(self, signal: Signal) -> float:
         """What part of its passes is left where a backward pass is for adapters alone."""
-        saved = 1 + BACKWARD - self.training_flops_per_token / self.flops_per_token  # 0 for a whole model
-        return 1 - signal.backwards() * saved / signal.passes() if signal.backwards() else 1.0
+        return self._for_trained(signal.passes(), signal.backwards()) / signal.passes() if signal.backwards() else 1.0
+
+    def _for_trained(self, passes: float, backwards: float) -> float:
+        """Passes, where `backwards` among them, each counted as two, are for the weights that are trained alone."""
+        saved = GRADIENT - self.training_flops_per_token / self.flops_per_token  # 0 for a whole model
+        return passes - backwards * saved
 
     def _beside(self, signal: Signal) -> float:
         """Forward passes over a row that measuring the target set costs."""
@@ -126,7 +132,7 @@ class Experiment:
         """Forward passes over a row of one survey of the domains."""
         rows, k = self.pool.validation.index.rows, len(self.pool.domains)
         domains = [signal for signal in needs if isinstance(signal, DomainSignal)]
-        return sum(s.rows(batch=self.batch_rows, validation=rows, domains=k) for s in domains)
+        return sum(s.rows(batch=self.batch_rows, validation=rows, domains=k) * self._lighter(s) for s in domains)
 
     def decisions(self, placed: Placed, steps: int | None = None) -> int:
         """How often a strategy decides in a run of `steps` steps."""

@@ -101,6 +101,9 @@ class CoState(Signal):
         """All times of one descent, without its own steps, which do not depend on the rows."""
         return _CHECKPOINTS * self.descent.passes(norms=self.needs_norms)
 
+    def backwards(self) -> float:
+        return _CHECKPOINTS * self.descent.backwards(norms=self.needs_norms)
+
     def work(self, rows: int) -> float:
         """Forward passes for so many rows; a scorer of another model is taken to be as large as this one."""
         return self.scorer.passes(rows, self.passes())

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
+from regimen.core.measuring import GRADIENT
 from regimen.core.signal import DomainSignal, Surveyor
-
-_FORWARD_BACKWARD = 3.0  # a forward and a backward pass in forward passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class GradientGram(DomainSignal):
     clip: largest norm of a domain's gradient; null for no limit.
     """
 
+    forwards: ClassVar[float] = GRADIENT
     parameters: str | None = None
     clip: float | None = None
 
@@ -60,8 +61,11 @@ class GradientGram(DomainSignal):
     def survey(self, surveyor: Surveyor, ids: Tensor, generator: torch.Generator) -> Tensor:
         return surveyor.gradient_gram(ids, parameters=self.parameters, clip=self.clip)
 
+    def backwards(self) -> float:
+        return 1.0
+
     def rows(self, *, batch: int, validation: int, domains: int) -> float:
-        return _FORWARD_BACKWARD * batch
+        return self.passes() * batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ class GradientMoments(DomainSignal):
     parameters: a regular expression that the names of the parameters must contain; null for all.
     """
 
+    forwards: ClassVar[float] = GRADIENT
     rows_per_domain: int = 8
     parameters: str | None = None
 
@@ -87,8 +92,11 @@ class GradientMoments(DomainSignal):
         ]
         return surveyor.gradient_moments(torch.cat(drawn), parameters=self.parameters)
 
+    def backwards(self) -> float:
+        return 1.0
+
     def rows(self, *, batch: int, validation: int, domains: int) -> float:
-        return _FORWARD_BACKWARD * self.rows_per_domain * domains
+        return self.passes() * self.rows_per_domain * domains
 
 
 def _check_pattern(pattern: str | None) -> None:

@@ -22,14 +22,13 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
-from regimen.core.measuring import Example, Language, Sketch
+from regimen.core.measuring import GRADIENT, Example, Language, Sketch
 from regimen.core.seeding import generator
 from regimen.core.signal import Meter
 from regimen.signals.influence import CheckpointInfluence, ValAgg, check_val_agg, columns
 from regimen.signals.rewards import reward_of
 
 _ROWS = 1024  # answers whose sketches are held at once
-_DIFFERENTIATED = 3.0  # forward passes of one with its backward pass
 
 
 class Prompt(NamedTuple):
@@ -92,8 +91,8 @@ class PolicyInfluence(CheckpointInfluence):
         read = float(target.inputs_of(rows).sum())
         prompts = read - float(target.tokens_of(rows).sum())
         answers = self.samples * (prompts + target.rows * self.max_new_tokens)
-        own = _DIFFERENTIATED * read if self.fallback == "reference" else 0.0
-        return self._expected * ((1 + _DIFFERENTIATED) * answers + own)
+        own = GRADIENT * read if self.fallback == "reference" else 0.0
+        return self._expected * ((1 + GRADIENT) * answers + own)
 
     def directions(self, at: Meter) -> Tensor:
         """(M, d) unit policy gradients. Raises ConfigError where the pool has no target set."""

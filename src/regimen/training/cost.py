@@ -19,8 +19,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from regimen.core.measuring import BACKWARD, GRADIENT
+
 PURPOSES = ("training", "measuring", "evaluation", "stages")  # evaluation: the harness's own, saving included
-BACKWARD = 2.0  # a backward pass in forward passes
 
 
 def forward_flops(model: nn.Module, context: int) -> float:
@@ -40,7 +41,7 @@ def training_flops(model: nn.Module, context: int) -> float:
     """
     forward, config = forward_flops(model, context), cast(Any, model.config)
     if all(p.requires_grad for p in model.parameters()):
-        return (1 + BACKWARD) * forward
+        return GRADIENT * forward
     embedding, head = _ends(model)
     levels = _levels(model, config.num_hidden_layers)
     first = min((level for p, level in levels if p.requires_grad), default=config.num_hidden_layers)

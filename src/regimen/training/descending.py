@@ -17,11 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from regimen.core.descent import AlongDescent, Descent
+from regimen.core.measuring import GRADIENT
 from regimen.core.plan import digest_of
 from regimen.core.seeding import generator
 from regimen.training.attention import refuse_fused
 from regimen.training.co_state import Part, Problem, Visit, Walked, backwards, collected
-from regimen.training.cost import BACKWARD, rows_flops
 from regimen.training.cross_entropy import IGNORE
 from regimen.training.ghost import RowGradients, dots_with, squared_norms
 from regimen.training.halfway import Charged, Halfway
@@ -30,8 +30,7 @@ from regimen.training.row_products import Given, row_products
 from regimen.training.sketching import named_parameters
 from regimen.training.sweep import Sweeper, undisturbed
 
-_GRADIENT = 1 + BACKWARD  # in forward passes
-_HESSIAN = {"exact": 2 * _GRADIENT, "finite_difference": 2 * _GRADIENT, "none": 0.0}
+_HESSIAN = {"exact": 2, "finite_difference": 2, "none": 0}  # gradients that it costs a step
 
 
 class FlatModel:
@@ -110,8 +109,9 @@ def rows_along(
         def measured(part: Tensor) -> Tensor:
             return flat.products(theta, ahead, _given(sweeper.batch(part)), descent, norms=norms)
 
-        passes = descent.row_passes(dots=ahead is not None, norms=norms)
-        return sweeper.spread(ids, measured, passes=passes, gradients=True, rows=sweeper.gradient_rows)
+        asked = {"dots": ahead is not None, "norms": norms}
+        cost = {"passes": descent.row_passes(**asked), "backwards": descent.row_backwards(**asked)}
+        return sweeper.spread(ids, measured, **cost, gradients=True, rows=sweeper.gradient_rows)
 
     name = f"descent-{digest_of(flat.start, descent, ids, norms)}"
     kept = Charged(halfway, name, clock=sweeper.clock, purpose=sweeper.purpose)
@@ -173,11 +173,8 @@ def _timed(sweeper: Sweeper, visits: Iterator[Visit]) -> Iterator[Visit]:
 
 def _charge(sweeper: Sweeper, target: Sweeper, batches: Tensor, descent: Descent) -> None:
     """Charge the descent, which every rank runs; with memory `sqrt` every step is taken twice."""
-    steps = (2 if descent.memory == "sqrt" else 1) * _GRADIENT + _HESSIAN[descent.hessian]
-    aim = (descent.steps + 1) * _GRADIENT
+    gradients = (2 if descent.memory == "sqrt" else 1) + _HESSIAN[descent.hessian]
+    world = sweeper.trainer.world_size
+    sweeper.charge(batches.flatten(), passes=GRADIENT * gradients, backwards=gradients, times=world)
     whole = torch.arange(target.index.rows)
-    for swept, ids, passes, times in ((sweeper, batches.flatten(), steps, 1), (target, whole, aim, descent.steps + 1)):
-        flops = rows_flops(swept.module.forward_flops, swept.index.inputs_of(ids)) * passes
-        tokens = float(swept.index.tokens_of(ids).sum()) * times
-        world = sweeper.trainer.world_size
-        sweeper.clock.add(sweeper.purpose, tokens=tokens * world, flops=flops * world)
+    target.charge(whole, passes=GRADIENT, backwards=1, times=(descent.steps + 1) * world)

@@ -18,8 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimen.core.errors import ConfigError
 from regimen.core.lookahead import Slope
+from regimen.core.measuring import GRADIENT
 from regimen.training.context import gathered
-from regimen.training.cost import BACKWARD, rows_flops
 from regimen.training.cross_entropy import IGNORE
 from regimen.training.inner_products import Values
 from regimen.training.loader import Batch
@@ -69,7 +69,7 @@ class Elsewhere:
             values = self._losses(sweeper.batch(ids[part]), leaves)
             self._add(sums, ((coefficients[part] * counted).to(values) * values).sum(), leaves)
             found.append(values.detach())
-        self._charge(sweeper, ids, 1 + BACKWARD)
+        sweeper.charge(ids, passes=GRADIENT, backwards=1)
         return self._everyone(ids, torch.cat(found))
 
     def _losses(self, batch: Batch, at: Values) -> Tensor:
@@ -118,10 +118,6 @@ class Elsewhere:
         for total, gradient in zip(sums.values(), found, strict=True):
             if gradient is not None:
                 total += gradient
-
-    def _charge(self, sweeper: Sweeper, ids: Tensor, passes: float) -> None:
-        flops = rows_flops(sweeper.module.forward_flops, sweeper.index.inputs_of(ids)) * passes
-        sweeper.clock.add(sweeper.purpose, tokens=float(sweeper.index.tokens_of(ids).sum()), flops=flops)
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from regimen.core.errors import ConfigError
-from regimen.training.cost import BACKWARD, rows_flops
+from regimen.core.measuring import GRADIENT
 from regimen.training.factors import Factors
 from regimen.training.parameters import in_parts, put_back, shape_of
 from regimen.training.sweep import Sweeper, undisturbed
@@ -145,9 +145,7 @@ class DomainGradients:
         sweeper = self.sweeper
         with sweeper.clock.timed(sweeper.purpose), undisturbed(sweeper.module, gradients=True):
             yield
-        tokens = float(sweeper.index.tokens_of(ids).sum())
-        flops = rows_flops(sweeper.module.forward_flops, sweeper.index.inputs_of(ids)) * (1 + BACKWARD)
-        sweeper.clock.add(sweeper.purpose, tokens=tokens, flops=flops)
+        sweeper.charge(ids, passes=GRADIENT, backwards=1)
 
 
 def chosen_parameters(model: nn.Module, pattern: str | None) -> list[nn.Parameter]:

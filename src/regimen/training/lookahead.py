@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from regimen.core.errors import ConfigError
-from regimen.core.lookahead import PASSES, Lookahead, Looked
+from regimen.core.lookahead import BACKWARDS, PASSES, Lookahead, Looked
+from regimen.core.measuring import GRADIENT
 from regimen.training.attention import refuse_fused
-from regimen.training.cost import BACKWARD
 from regimen.training.elsewhere import Elsewhere
 from regimen.training.ghost import RowGradients, dots_with
 from regimen.training.inner_products import (
@@ -68,7 +68,7 @@ class VirtualStep(Elsewhere):
                 with torch.no_grad():
                     for name, p in self.chosen.items():
                         p.copy_(ahead[name])
-        self._charge(self.rows, ids, PASSES[self.ask.estimator])
+        self.rows.charge(ids, passes=PASSES[self.ask.estimator], backwards=BACKWARDS[self.ask.estimator])
         return Looked(losses, products, target_loss)
 
     def target_loss(self, targets: Tensor) -> float:
@@ -92,7 +92,7 @@ class VirtualStep(Elsewhere):
                 values = self._losses(self.rows.batch(ids[part]), leaves)
             weights = (given[part] * counted).to(values)
             self._add(gradients, (weights * values).sum(), leaves)
-        self._charge(self.rows, ids, 1 + BACKWARD + (1 if len(parts) > 1 else 0))
+        self.rows.charge(ids, passes=GRADIENT + (1 if len(parts) > 1 else 0), backwards=1)
         return losses, self._preconditioned(self._summed(gradients))
 
     def _target(self, targets: Tensor, at: Values) -> tuple[dict[str, Tensor], float]:
@@ -105,7 +105,7 @@ class VirtualStep(Elsewhere):
             mean = (values * counted.to(values)).sum() / len(targets)
             self._add(gradients, mean, leaves)
             total += mean.detach()
-        self._charge(self.targets, targets, 1 + BACKWARD)
+        self.targets.charge(targets, passes=GRADIENT, backwards=1)
         loss = self.rows.trainer.strategy.reduce(total, reduce_op="sum")
         return self._preconditioned(self._summed(gradients)), float(loss)
 

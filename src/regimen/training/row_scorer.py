@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from regimen.core.errors import ConfigError
+from regimen.core.measuring import GRADIENT
 from regimen.core.plan import digest_of
 from regimen.core.ranks import spearman
 from regimen.core.scoring import Scorer
 from regimen.signals.pooling import pool_states
-from regimen.training.cost import BACKWARD, body_flops, rows_flops
+from regimen.training.cost import body_flops, rows_flops
 from regimen.training.halfway import Charged, Halfway
 from regimen.training.loader import Batch
 from regimen.training.states import base_output
@@ -172,7 +173,7 @@ class _Training:
             total = [g if a is None else a if g is None else a + g for a, g in zip(total, found, strict=True)]
         self._go_down(total, step)
         world = sweeper.trainer.world_size
-        flops = _flops(self.scorer, sweeper, ids) * (1 + BACKWARD) * world
+        flops = _flops(self.scorer, sweeper, ids) * GRADIENT * world
         sweeper.clock.add(sweeper.purpose, tokens=float(sweeper.index.tokens_of(ids).sum()) * world, flops=flops)
 
     def _go_down(self, gradients: Sequence[Tensor | None], step: int) -> None:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from regimen.core.index import PoolIndex
+from regimen.core.measuring import GRADIENT
 from regimen.data.pool import RowTable
 from regimen.training.context import gathered
-from regimen.training.cost import BACKWARD, CostClock, rows_flops
+from regimen.training.cost import CostClock, rows_flops
 from regimen.training.examples import ExampleRows
 from regimen.training.loader import Batch, collate
 from regimen.training.module import LanguageModule
@@ -153,14 +154,21 @@ class Sweeper:
         with self.clock.timed(self.purpose), undisturbed(self.module, gradients=gradients):
             mine = [of(ids[part]).cpu() for part in torch.split(by_rank[rank], sizes)]
             everyone = gathered(self.trainer, torch.cat(mine))  # (per_rank, d) -> (W * per_rank, d)
-        tokens = float(self.index.tokens_of(ids).sum())
-        inputs = self.index.inputs_of(ids)
-        flops = rows_flops(self.module.forward_flops, inputs) * (passes - (1 + BACKWARD) * backwards)
-        flops += rows_flops(self.module.training_flops, inputs) * backwards  # less where adapters alone are trained
-        self.clock.add(self.purpose, tokens=tokens, flops=flops)
+        self.charge(ids, passes=passes, backwards=backwards)
         out = torch.empty(len(ids), *everyone.shape[1:], dtype=everyone.dtype)
         out[padded] = everyone
         return out
+
+    def charge(self, ids: Tensor, *, passes: float, backwards: float = 0.0, times: int = 1) -> None:
+        """Charge for `passes` over rows `ids` (n,), among them `backwards` backward passes, each counted as two.
+
+        A backward pass is for the weights that are trained: cheaper where adapters alone are. times: how often all that
+        was done.
+        """
+        inputs, tokens = self.index.inputs_of(ids), float(self.index.tokens_of(ids).sum())
+        flops = rows_flops(self.module.forward_flops, inputs) * (passes - GRADIENT * backwards)
+        flops += rows_flops(self.module.training_flops, inputs) * backwards
+        self.clock.add(self.purpose, tokens=tokens * times, flops=flops * times)
 
     def batch(self, ids: Tensor) -> Batch:
         """Rows `ids` (n,) on the device of the model."""
