@@ -20,7 +20,7 @@ from regimen.training.callbacks.checkpoint import checkpoints, step_of
 from tests.contract.test_methods import METHODS, assert_equal_weights, overrides_of
 from tests.support.runs import SMALL, lines, run, story, write_corpus
 
-STEPS, SAVE = 150, 7
+STEPS, SAVE = 90, 7
 ONE_PER_KIND = ("loss_selection", "odm", "folding", "loss_weighting")
 COMMON = (
     *(f"budget.steps={STEPS}", f"trainer.save_every_steps={SAVE}", "trainer.micro_batch_size=4"),
@@ -74,7 +74,7 @@ MEASURED = (
 
 def test_a_killed_measurement_goes_on_where_it_stopped(home: Path, tmp_path: Path) -> None:
     """Gradients of thousands of rows before training: what was measured is kept, and the rest changes nothing."""
-    corpus = write_corpus(tmp_path / "corpus", documents=150)
+    corpus = write_corpus(tmp_path / "corpus", documents=75)
     whole = run(corpus, home, *MEASURED, f"run_dir={tmp_path}/whole", f"paths.store={tmp_path}/store-whole")
     store, killed = tmp_path / "store", tmp_path / "killed"
     fixed = [f"dataset.path={corpus}", f"paths.pools={home}/pools", f"paths.store={store}", f"run_dir={killed}"]

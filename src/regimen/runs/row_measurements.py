@@ -43,6 +43,17 @@ SCRATCH = "measuring"  # in the run's folder
 HALFWAY = "halfway"  # in a measurement's folder, while it is not finished
 _LOADED = 1024  # rows of a part at least under models that may have to be loaded for each part
 _EVERY_SECONDS = 20.0  # between two lines of progress
+_MOST = 4096  # forward passes over rows between two savings
+_FLOPS = {"cpu": 2.5e13, "other": 2.5e16}  # about as many at most: a minute or two of one device
+
+
+def passes_between(row_flops: float, device: str) -> int:
+    """Forward passes over rows between two savings, for a model whose pass over a row costs so much.
+
+    By what it costs and not by the clock: a run that goes on measures the same rows together, bit for bit.
+    """
+    flops = _FLOPS.get(device, _FLOPS["other"])
+    return max(min(_MOST, int(flops / row_flops)), 1)
 
 
 class ModelIdentity:
@@ -85,7 +96,7 @@ class RowMeasurements:
         trainer: pl.Trainer,
         clock: CostClock,
         identity: Callable[[int], str],
-        part: int = 4096,
+        part: int = _MOST,
         worth: int = 512,
         say: bool = True,
     ) -> None:
@@ -125,7 +136,7 @@ class RowMeasurements:
             return [ids]
         rows = max(int(self.part / max(signal.passes(), 1)), 1)
         if any(path is not None for path in signal.models()):
-            rows = max(rows, _LOADED)
+            rows = max(rows, min(_LOADED, self.part))
         return list(ids.split(rows))
 
     def _plainly(self, signal: Signal, meter: Meter, parts: list[Tensor]) -> Tensor:

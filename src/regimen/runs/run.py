@@ -24,7 +24,7 @@ from regimen.runs.handover import left
 from regimen.runs.measurements import Measurements
 from regimen.runs.optimizers import make_optimizer
 from regimen.runs.references import RunModels, load_model, reference_folders, refuse_unreadable
-from regimen.runs.row_measurements import ModelIdentity, RowMeasurements
+from regimen.runs.row_measurements import ModelIdentity, RowMeasurements, passes_between
 from regimen.runs.staging import Done, resolved, stage_costs
 from regimen.runs.store import Store
 from regimen.runs.trackers import make_trackers
@@ -143,7 +143,7 @@ class Run:
         measuring = Sweeper(self.trainer, self.module, pool.train, purpose="measuring", **shared)
         validation = Sweeper(self.trainer, self.module, pool.validation, purpose="measuring", **shared)
         surveyor = DomainSurveyor(pool, training=measuring, validation=validation)
-        store = Store(Path(settings["paths"]["store"]))
+        store, device = Store(Path(settings["paths"]["store"])), self.trainer.strategy.root_device.type
         kept = Measurements(store, pool, asked_by=self.folder.name, write=self.rank == 0)
         self.rows = RowMeasurements(
             store,
@@ -152,6 +152,7 @@ class Run:
             trainer=self.trainer,
             clock=self.context.clock,
             identity=ModelIdentity(settings, self.module.model),
+            part=passes_between(self.experiment.flops_per_token * pool.seq_len, device),
             say=settings["trainer"]["progress"] != "none",
         )
         models = RunModels(pool, self.trainer, self.module)

@@ -18,7 +18,15 @@ from regimen.core.signal import Meter, Signal
 from regimen.data.pool import Pool
 from regimen.runs.experiment import make_pool
 from regimen.runs.locks import held
-from regimen.runs.row_measurements import ARRAY, HALFWAY, PROGRESS, SCRATCH, ModelIdentity, RowMeasurements
+from regimen.runs.row_measurements import (
+    ARRAY,
+    HALFWAY,
+    PROGRESS,
+    SCRATCH,
+    ModelIdentity,
+    RowMeasurements,
+    passes_between,
+)
 from regimen.runs.store import VALUES, Store
 from regimen.training.cost import CostClock
 from regimen.training.halfway import Charged, Halfway
@@ -233,6 +241,15 @@ def test_a_place_that_another_process_holds_is_not_waited_for(bench: Bench) -> N
         rows, meter, _ = bench.run("b")
         assert torch.equal(rows.measure(Squares(), meter, IDS, step=0), IDS.double() ** 2)
     assert len(meter.asked) == len(IDS)
+
+
+def test_a_part_of_a_large_model_has_fewer_rows() -> None:
+    """So that a kill loses minutes, and progress is told, whatever the model."""
+    nano, small, large = (2.0 * parameters * 512 for parameters in (1e6, 135e6, 70e9))
+    assert passes_between(nano, "cpu") == passes_between(small, "cuda") == 4096
+    assert 1 < passes_between(small, "cpu") < 256
+    assert 1 < passes_between(large, "cuda") < 1024
+    assert passes_between(large, "cpu") == 1
 
 
 def test_vectors_that_are_not_finite_are_refused(bench: Bench) -> None:
