@@ -194,6 +194,14 @@ class Orderer(Strategy):
         if self.within not in (None, "pool", "domain"):
             raise ConfigError("unknown scope of an order", got=f"within={self.within}", allowed="pool, domain, null")
 
+    def check_rows(self, rows: int) -> None:
+        """Raises ConfigError for so many rows, or so few, that it cannot order them: of the pool, or of a group."""
+
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step. Raises ConfigError for a pool that it cannot order."""
+        self.check_rows(index.rows)
+        return super().init(index)
+
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Sort keys (n,) for one group of rows; lower is served earlier, ties by id."""
         raise NotImplementedError(type(self).__name__)

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
-from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Orderer
 from regimen.ordering.ranks import ranks
@@ -38,14 +37,12 @@ class Folding(Orderer):
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
 
-    def init(self, index: PoolIndex) -> Any:
-        """The state before the first step. Raises ConfigError for a pool of fewer rows than passes."""
-        refuse_more_folds_than_rows(self.folds, index.rows)
-        return super().init(index)
+    def check_rows(self, rows: int) -> None:
+        refuse_more_folds_than_rows(self.folds, rows)
 
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Positions (n,) int64, a permutation of 0 to n-1. Raises ConfigError for a NaN score, or for L above n."""
-        refuse_more_folds_than_rows(self.folds, len(seen.ids))
+        self.check_rows(len(seen.ids))
         return fold(ranks(seen, self.by), self.folds)
 
 

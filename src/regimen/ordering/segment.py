@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
-from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Orderer
 from regimen.ordering.ranks import ranks
@@ -55,10 +54,8 @@ class Segment(Orderer):
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
 
-    def init(self, index: PoolIndex) -> Any:
-        """The state before the first step. Raises ConfigError for a pool of too few rows for a part."""
-        self._sizes(index.rows)
-        return super().init(index)
+    def check_rows(self, rows: int) -> None:
+        self._sizes(rows)
 
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Sort keys (n,) float64: the part 0, 1 or 2 plus noise in [0, 1).

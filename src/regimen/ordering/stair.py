@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
-from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Orderer
 from regimen.ordering.folding import check_folds, fold
@@ -44,15 +43,17 @@ class Stair(Orderer):
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
 
-    def init(self, index: PoolIndex) -> Any:
-        """The state before the first step. Raises ConfigError for a pool whose windows hold fewer rows than passes."""
-        refuse_small_windows(self.sections, self.radius, self.folds, index.rows)
-        return super().init(index)
+    def check_rows(self, rows: int) -> None:
+        refuse_small_windows(self.sections, self.radius, self.folds, rows)
 
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Positions (n,) int64, a permutation of 0 to n-1. Raises ConfigError for a NaN score, or windows below L."""
-        refuse_small_windows(self.sections, self.radius, self.folds, len(seen.ids))
-        return in_windows(ranks(seen, self.by), self.sections, self.radius, lambda rank: fold(rank, self.folds))
+        self.check_rows(len(seen.ids))
+        return in_windows(ranks(seen, self.by), self.sections, self.radius, self.inside)
+
+    def inside(self, rank: Tensor) -> Tensor:
+        """Positions (m,) of the ranks (m,) in one window."""
+        return fold(rank, self.folds)
 
 
 def in_windows(rank: Tensor, sections: int, radius: float, order: Callable[[Tensor], Tensor]) -> Tensor:

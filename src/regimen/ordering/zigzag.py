@@ -11,39 +11,22 @@ from typing import Any
 
 from torch import Tensor
 
-from regimen.core.index import PoolIndex
-from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Orderer
-from regimen.ordering.folding import check_folds, fold, refuse_more_folds_than_rows
+from regimen.core.strategy import Observation
+from regimen.ordering.folding import Folding, fold
 from regimen.ordering.ranks import ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zigzag(Orderer):
+class Zigzag(Folding):
     """Passes 0, 2, 4, ... ascend and passes 1, 3, 5, ... descend.
 
     by: the score to sort by.
     folds: L, the number of passes, from 1 to n.
     """
 
-    by: Signal
-    folds: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_folds(self.folds)
-
-    def needs(self) -> tuple[Signal, ...]:
-        return (self.by,)
-
-    def init(self, index: PoolIndex) -> Any:
-        """The state before the first step. Raises ConfigError for a pool of fewer rows than passes."""
-        refuse_more_folds_than_rows(self.folds, index.rows)
-        return super().init(index)
-
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Positions (n,) int64, a permutation of 0 to n-1. Raises ConfigError for a NaN score, or for L above n."""
-        refuse_more_folds_than_rows(self.folds, len(seen.ids))
+        self.check_rows(len(seen.ids))
         return zigzag(ranks(seen, self.by), self.folds)
 
 

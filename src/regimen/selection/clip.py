@@ -20,16 +20,16 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selection, Selector
+from regimen.core.strategy import Observation, Selection
 from regimen.selection.clip_adapters import fit_adapters
 from regimen.selection.clip_solver import alignment, closed_form, diversity, straight_through
-from regimen.selection.common import kept_of, require_amount
+from regimen.selection.common import AmountSelector
 from regimen.selection.rules import top_k
 from regimen.signals.clip_features import ClipFeatures, Pairs, split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip(Selector):
+class Clip(AmountSelector):
     """The highest alignment plus `diversity_weight` times diversity.
 
     by: the features of the rows to choose from. target: of the rows of the target set, which the adapters are fitted
@@ -56,13 +56,9 @@ class Clip(Selector):
     penalty: float = 10.0
     solver_steps: int = 2000
     solver_lr: float = 0.02
-    ratio: float | None = 0.5
-    count: int | None = None
-    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count, self.token_ratio)
         if self.solver not in ("closed_form", "ste"):
             raise ConfigError("unknown solver", got=f"solver={self.solver}", allowed="closed_form, ste")
         for name in ("adapter_lr", "temperature", "solver_lr"):
@@ -92,7 +88,7 @@ class Clip(Selector):
         """Ids (M,) int64, best first. Raises ConfigError for features that are missing or do not fit together."""
         ids, by_id = seen.ids.sort()  # (n,)
         scores = self.scores(seen)[by_id]  # (n,)
-        kept = self._kept(seen.tokens[by_id][top_k(scores, len(scores))])
+        kept = self.kept(seen.tokens[by_id][top_k(scores, len(scores))])
         if self.solver == "closed_form":
             return ids[closed_form(scores, kept)]  # (M,)
         found = straight_through(
@@ -108,7 +104,7 @@ class Clip(Selector):
         """That the descent of `ste` missed the number of rows by more than one."""
         if self.solver == "closed_form" or self.token_ratio is not None:
             return []
-        wanted, got = self._kept(seen.tokens), len(decision.ids)
+        wanted, got = self.kept(seen.tokens), len(decision.ids)
         if abs(got - wanted) <= 1:
             return []
         return [f"clip's descent kept {got} rows, not {wanted}: raise its penalty or solver_steps, or use closed_form"]
@@ -151,11 +147,11 @@ class Clip(Selector):
             )
         return pairs
 
-    def _kept(self, tokens: Tensor) -> int:
-        """Rows to keep, from the target tokens (n,) of rows, best first."""
+    def kept(self, tokens: Tensor) -> int:
+        """As of any selector, but that a ratio is rounded up."""
         if self.ratio is not None:
             return ceil(Fraction(str(self.ratio)) * len(tokens))
-        return kept_of(tokens, None, self.count, self.token_ratio)
+        return super().kept(tokens)
 
 
 def _pairs(values: Tensor, whose: str) -> Pairs:

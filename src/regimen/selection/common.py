@@ -1,16 +1,60 @@
-"""What selectors share: how many rows to keep.
+"""What selectors share: how many rows to keep. `AmountSelector` is where a new one begins.
 
 Letters: n rows to choose from, M kept.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
+from regimen.core.strategy import Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmountSelector(Selector):
+    """A selector that keeps so many of the rows that it chooses from.
+
+    ratio, count, token_ratio: how many, one of the three: floor(ratio * n), a number of rows, or the best until they
+        hold this part of the target tokens of all n.
+    """
+
+    ratio: float | None = 0.5
+    count: int | None = None
+    token_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other, amounts = self.amount_by(), (self.ratio, self.count, self.token_ratio)
+        if other is None:
+            require_amount(*amounts)
+        elif amounts != (None, None, None):
+            raise ConfigError(
+                f"{other} says how much is kept already",
+                got=f"{other}={getattr(self, other)}, ratio={self.ratio}, count={self.count}, "
+                f"token_ratio={self.token_ratio}",
+                do="set ratio and count to null, token_ratio too",
+            )
+
+    def amount_by(self) -> str | None:
+        """The name of another setting that says how much is kept; None where the three do."""
+        return None
+
+    def init(self, index: PoolIndex) -> Any:
+        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
+        if self.ratio is not None or self.count is not None:
+            self.kept(torch.ones(()).expand(min(self.candidates or index.rows, index.rows)))
+        return super().init(index)
+
+    def kept(self, tokens: Tensor) -> int:
+        """How many of ranked rows are kept, whose target tokens are `tokens` (n,), best first; as `kept_of`."""
+        return kept_of(tokens, self.ratio, self.count, self.token_ratio)
 
 
 def check_amount(ratio: float | None, count: int | None, token_ratio: float | None = None) -> None:
@@ -56,15 +100,6 @@ def amount(n: int, ratio: float | None, count: int | None) -> int:
     if kept == 0:
         raise ConfigError("the ratio keeps no row", got=f"ratio={ratio} of {n} rows", do="raise ratio, or give count")
     return kept
-
-
-def check_enough(index: PoolIndex, candidates: int | None, ratio: float | None, count: int | None) -> None:
-    """Refuse, before anything is measured, an amount that cannot be kept of as many rows as there can be (ConfigError).
-
-    A part of the tokens, ratio and count null, can be kept of any rows that have some.
-    """
-    if ratio is not None or count is not None:
-        amount(min(candidates or index.rows, index.rows), ratio, count)
 
 
 def kept_of(tokens: Tensor, ratio: float | None, count: int | None, token_ratio: float | None) -> int:

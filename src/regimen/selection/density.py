@@ -20,8 +20,8 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import kept_of, require_amount
+from regimen.core.strategy import Observation
+from regimen.selection.common import AmountSelector
 from regimen.selection.rules import inverse_propensity
 
 _EXACT = 20_000  # rows that `auto` still compares in pairs
@@ -31,7 +31,7 @@ _PRIME = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Density(Selector):
+class Density(AmountSelector):
     """Rows drawn without replacement in proportion to 1 / S, S(y) the sum of k(x, y) over rows x, y included.
 
     by: a signal of vectors (n, d).
@@ -49,13 +49,9 @@ class Density(Selector):
     kernel: Literal["auto", "exact", "sketch"] = "auto"
     hashes: int = 1000
     buckets: int = 20_000
-    ratio: float | None = 0.5
-    count: int | None = None
-    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count, self.token_ratio)
         if not 0 < self.bandwidth < float("inf"):
             raise ConfigError("bandwidth is a distance", got=self.bandwidth, allowed="above 0")
         if self.kernel not in ("auto", "exact", "sketch"):
@@ -85,7 +81,7 @@ class Density(Selector):
                 generator=seen.generator,
             )  # (n,)
         order = inverse_propensity(density, len(ids), generator=seen.generator)  # (n,)
-        kept = kept_of(seen.tokens[by_id][order], self.ratio, self.count, self.token_ratio)
+        kept = self.kept(seen.tokens[by_id][order])
         return ids[order[:kept]]  # (M,)
 
 

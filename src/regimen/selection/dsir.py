@@ -16,14 +16,14 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import kept_of, require_amount
+from regimen.core.strategy import Observation
+from regimen.selection.common import AmountSelector
 from regimen.selection.rules import gumbel_top_k
 from regimen.signals.ngrams import NgramLogRatio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dsir(Selector):
+class Dsir(AmountSelector):
     """Gumbel top-k on the log importance of rows.
 
     by: the log importance, with the domains that are the target.
@@ -38,13 +38,9 @@ class Dsir(Selector):
     target_rows: Literal["compete", "drop"] = "compete"
     min_tokens: int = 100
     temperature: float = 1.0
-    ratio: float | None = 0.5
-    count: int | None = None
-    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count, self.token_ratio)
         if self.target_rows not in ("compete", "drop"):
             raise ConfigError("unknown way with the target's rows", got=self.target_rows, allowed="compete, drop")
         if not 0 <= self.temperature < float("inf"):
@@ -60,7 +56,7 @@ class Dsir(Selector):
         values = seen.scores(self.by)[by_id]  # (n,)
         logits = torch.where(allowed, values, -torch.inf)  # (n,)
         order = gumbel_top_k(logits, len(ids), generator=seen.generator, temperature=self.temperature)  # (n,)
-        kept = kept_of(seen.tokens[by_id][order], self.ratio, self.count, self.token_ratio)  # barred rows are last
+        kept = self.kept(seen.tokens[by_id][order])  # barred rows are last
         if int(allowed.sum()) < kept:
             raise ConfigError(
                 "fewer rows may be kept than are asked for",

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import kept_of, require_amount
+from regimen.core.strategy import Observation
+from regimen.selection.common import AmountSelector
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexity(Selector):
+class Perplexity(AmountSelector):
     """Rows ranked by score, equal scores by id; a run of ranks is kept.
 
     by: the score.
@@ -35,9 +35,6 @@ class Perplexity(Selector):
 
     by: Signal
     keep: Literal["low", "middle", "high"] = "middle"
-    ratio: float | None = 0.5
-    count: int | None = None
-    token_ratio: float | None = None
     quantiles: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
@@ -45,16 +42,13 @@ class Perplexity(Selector):
         if self.keep not in ("low", "middle", "high"):
             raise ConfigError("keep names a part of the ranks", got=self.keep, allowed="low, middle, high")
         if self.quantiles is None:
-            require_amount(self.ratio, self.count, self.token_ratio)
             return
         object.__setattr__(self, "quantiles", tuple(float(q) for q in self.quantiles))
-        if (self.ratio, self.count, self.token_ratio) != (None, None, None):
-            got = f"quantiles={list(self.quantiles)}, ratio={self.ratio}, count={self.count}"
-            got += f", token_ratio={self.token_ratio}"
-            do = "set ratio and count to null, token_ratio too"
-            raise ConfigError("quantiles say how many rows to keep", got=got, do=do)
         if len(self.quantiles) != 2 or not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
             raise ConfigError("quantiles are two borders", got=list(self.quantiles), allowed="0 <= lower < upper <= 1")
+
+    def amount_by(self) -> str | None:
+        return None if self.quantiles is None else "quantiles"
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
@@ -76,5 +70,5 @@ class Perplexity(Selector):
             ranks = ranks[(2 * ranks - (n - 1)).abs().argsort(stable=True)]  # (n,) the run that grows from the middle
         elif self.keep == "high":
             ranks = ranks.flip(0)  # (n,)
-        kept = kept_of(tokens[ranks], self.ratio, self.count, self.token_ratio)
+        kept = self.kept(tokens[ranks])
         return ranks[:kept].sort().values  # (M,)

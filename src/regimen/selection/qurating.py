@@ -19,13 +19,13 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, check_amount, require_amount, rows_near
+from regimen.core.strategy import Observation
+from regimen.selection.common import AmountSelector, amount, check_amount, rows_near
 from regimen.selection.rules import gumbel_top_k
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuRating(Selector):
+class QuRating(AmountSelector):
     """Gumbel top-k on standardised scores.
 
     by: the score. polarity: 1 where high scores are good, -1 where low ones are.
@@ -40,25 +40,18 @@ class QuRating(Selector):
     polarity: int = 1
     temperature: float = 2.0
     per_domain: bool = False
-    ratio: float | None = 0.5
-    count: int | None = None
-    token_ratio: float | None = None
     tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tokens is None:
-            require_amount(self.ratio, self.count, self.token_ratio)
-        else:
-            check_amount(None, self.tokens)
-            if (self.ratio, self.count, self.token_ratio) != (None, None, None):
-                got = f"tokens={self.tokens}, ratio={self.ratio}, count={self.count}, token_ratio={self.token_ratio}"
-                do = "set ratio and count to null, token_ratio too"
-                raise ConfigError("tokens say how much to keep", got=got, do=do)
+        check_amount(None, self.tokens)
         if self.polarity not in (1, -1):
             raise ConfigError("polarity says which scores are good", got=self.polarity, allowed="1 (highest), -1")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError("temperature divides the scores", got=self.temperature, allowed="0 or more")
+
+    def amount_by(self) -> str | None:
+        return None if self.tokens is None else "tokens"
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)

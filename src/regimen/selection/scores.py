@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
-from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import check_enough, kept_of, require_amount
+from regimen.core.strategy import Observation
+from regimen.selection.common import AmountSelector
 from regimen.selection.rules import gumbel_top_k, top_k
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores(Selector):
+class Scores(AmountSelector):
     """Rows by score.
 
     by: the scores.
@@ -37,9 +36,6 @@ class Scores(Selector):
     rule: Literal["top", "threshold", "proportional"] = "top"
     missing: Literal["refuse", "drop"] = "refuse"
     threshold: float | None = None
-    ratio: float | None = 0.5
-    count: int | None = None
-    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,17 +46,9 @@ class Scores(Selector):
         if (self.rule == "threshold") == (self.threshold is None):
             got = f"rule={self.rule}, threshold={self.threshold}"
             raise ConfigError("the rule `threshold` needs a threshold, the others have none", got=got)
-        if self.rule != "threshold":
-            require_amount(self.ratio, self.count, self.token_ratio)
-        elif (self.ratio, self.count, self.token_ratio) != (None, None, None):
-            got = f"ratio={self.ratio}, count={self.count}, token_ratio={self.token_ratio}"
-            do = "set ratio and count to null, token_ratio too"
-            raise ConfigError("the threshold says how many rows to keep", got=got, do=do)
 
-    def init(self, index: PoolIndex) -> Any:
-        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
-        check_enough(index, self.candidates, self.ratio, self.count)
-        return super().init(index)
+    def amount_by(self) -> str | None:
+        return "threshold" if self.rule == "threshold" and self.threshold is not None else None
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
@@ -75,7 +63,7 @@ class Scores(Selector):
         if self.threshold is not None:
             return ids[scores >= self.threshold]  # (M,)
         order = top_k(scores, len(ids)) if self.rule == "top" else self._drawn(scores, seen.generator)  # (m,)
-        kept = kept_of(tokens[order], self.ratio, self.count, self.token_ratio)
+        kept = self.kept(tokens[order])
         if self.rule == "proportional" and int((scores > 0).sum()) < kept:
             got = f"{int((scores > 0).sum())} rows with a score above 0, {kept} to keep"
             raise ConfigError("a draw in proportion keeps no row whose score is 0", got=got, do="keep fewer rows")

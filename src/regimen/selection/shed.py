@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
-from regimen.core.index import PoolIndex
 from regimen.core.seeding import generator
 from regimen.core.signal import Signal
 from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import check_enough, kept_of, require_amount
+from regimen.selection.common import AmountSelector
 from regimen.selection.shapley import group_shapley, quality_ordered, quality_weighted, removals
 from regimen.signals.clustering import cluster, representatives
 
@@ -115,7 +114,7 @@ class ShedSubset(Clustered):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shed(Clustered):
+class Shed(AmountSelector, Clustered):
     """Keeps rows by the values of their clusters.
 
     utilities: validation losses by domain of each run of the set, 1 + P (G - 1) of them, in the order of its members.
@@ -129,13 +128,9 @@ class Shed(Clustered):
     empty: Losses | None = None
     rule: Literal["qocs", "qwcs"] = "qocs"
     factor: float = 1.0
-    ratio: float | None = 0.5
-    count: int | None = None
-    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count, self.token_ratio)
         if self.utilities is None or self.empty is None:
             raise ConfigError(
                 "SHED has no runs to value clusters by",
@@ -149,11 +144,6 @@ class Shed(Clustered):
         if not isinstance(self.utilities, Mapping):  # one stands for all before the set has run
             self._passes()
 
-    def init(self, index: PoolIndex) -> Any:
-        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
-        check_enough(index, self.candidates, self.ratio, self.count)
-        return super().init(index)
-
     def decide(self, state: Any, seen: Observation) -> Tensor:
         """Ids (M,) int64, best first. Raises ConfigError for a number of runs, or losses, that give no values."""
         found = self.clustered(seen)
@@ -163,7 +153,7 @@ class Shed(Clustered):
         else:
             order = quality_weighted(values, found.label, factor=self.factor, rng=seen.generator)  # (n,)
         by_id = seen.ids.argsort()
-        kept = kept_of(seen.tokens[by_id][order], self.ratio, self.count, self.token_ratio)
+        kept = self.kept(seen.tokens[by_id][order])
         return found.ids[order[:kept]]  # (M,)
 
     def values(self, clusters: Clusters) -> Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selector
-from regimen.selection.common import amount, check_enough, kept_of, require_amount
+from regimen.core.strategy import Observation
+from regimen.selection.common import AmountSelector, amount
 from regimen.selection.neighbours import best_rows
 from regimen.selection.rules import doubly_greedy, gumbel_top_k, rank_by_rank, round_robin, top_k
 from regimen.selection.transport import unbalanced_transport
@@ -35,7 +35,7 @@ _ROWS = 8192  # that are looked at for NaN at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Targeted(Selector):
+class Targeted(AmountSelector):
     """Rows ranked by their similarities to the target rows.
 
     by: a signal of similarities (n, M), to the target rows or to whatever else it aims at.
@@ -60,12 +60,9 @@ class Targeted(Selector):
     epsilon: float = 0.01
     penalty: float = 1e-4
     ratio: float | None = 0.05
-    count: int | None = None
-    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count, self.token_ratio)
         check_rule(self.rule, self.aggregate)
         if self.neighbours < 1:
             raise ConfigError("neighbours counts rows per target row", got=self.neighbours, allowed="1 or more")
@@ -74,11 +71,6 @@ class Targeted(Selector):
         if not (0 < self.epsilon < float("inf") and 0 < self.penalty < float("inf")):
             got = f"epsilon={self.epsilon}, penalty={self.penalty}"
             raise ConfigError("epsilon and penalty are weights of divergences", got=got, allowed="above 0")
-
-    def init(self, index: PoolIndex) -> Any:
-        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
-        check_enough(index, self.candidates, self.ratio, self.count)
-        return super().init(index)
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
@@ -122,7 +114,7 @@ class Targeted(Selector):
             return len(order)
         rest = torch.ones_like(tokens, dtype=torch.bool)
         rest[order] = False
-        kept = kept_of(torch.cat([tokens[order], tokens[rest]]), None, None, self.token_ratio)
+        kept = self.kept(torch.cat([tokens[order], tokens[rest]]))
         if kept > len(order):
             raise ConfigError(
                 "the neighbours of the target rows hold fewer target tokens than are to be kept",

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
-from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selection, Selector
-from regimen.selection.common import check_enough, kept_of, require_amount
+from regimen.core.strategy import Observation, Selection
+from regimen.selection.common import AmountSelector
 
 _TIES = 0.1  # part of the kept rows from which on ties are told
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopK(Selector):
+class TopK(AmountSelector):
     """Rows ranked by polarity times score; equal scores are ranked by id, the lower first.
 
     by: the score.
@@ -32,21 +31,12 @@ class TopK(Selector):
     """
 
     by: Signal
-    ratio: float | None = 0.5
-    count: int | None = None
-    token_ratio: float | None = None
     polarity: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count, self.token_ratio)
         if self.polarity not in (1, -1):
             raise ConfigError("polarity says which scores are kept", got=self.polarity, allowed="1 (highest), -1")
-
-    def init(self, index: PoolIndex) -> Any:
-        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
-        check_enough(index, self.candidates, self.ratio, self.count)
-        return super().init(index)
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
@@ -55,7 +45,7 @@ class TopK(Selector):
         """Ids (M,) int64, best first. Raises ConfigError for a NaN score or an amount that cannot be kept."""
         ids, by_id = seen.ids.sort()  # (n,)
         best = (self.polarity * seen.scores(self.by)[by_id]).argsort(descending=True, stable=True)  # (n,)
-        kept = kept_of(seen.tokens[by_id][best], self.ratio, self.count, self.token_ratio)
+        kept = self.kept(seen.tokens[by_id][best])
         return ids[best[:kept]]  # (M,)
 
     def notes(self, state: Any, decision: Selection, seen: Observation) -> list[str]:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from regimen.core.errors import ConfigError
-from regimen.core.index import PoolIndex
 from regimen.core.signal import Signal
-from regimen.core.strategy import Observation, Selection, Selector
-from regimen.selection.common import amount, check_enough, kept_of, require_amount
+from regimen.core.strategy import Observation, Selection
+from regimen.selection.common import AmountSelector, amount
 from regimen.selection.neighbours import Search, by_faiss, nearest
 from regimen.selection.rules import gumbel_top_k
 from regimen.selection.targeted import ordered, target_of
@@ -49,7 +48,7 @@ class Drawn(Selection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tsds(Selector):
+class Tsds(AmountSelector):
     """Rows drawn by alpha / scale * distance + (1 - alpha) * M * the largest density-weighted share of any row.
 
     by: a signal of vectors, of rows (n, d) and of target rows (M, d).
@@ -78,12 +77,9 @@ class Tsds(Selector):
     search: Search = "auto"
     draw: Literal["distinct", "repeats"] = "distinct"
     ratio: float | None = 0.05
-    count: int | None = None
-    token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_amount(self.ratio, self.count, self.token_ratio)
         choices = {
             "metric": ("euclidean", "cosine"),
             "density": ("kde", "uniform"),
@@ -105,11 +101,6 @@ class Tsds(Selector):
             raise ConfigError(
                 "draw=repeats draws a number of rows", got=f"token_ratio={self.token_ratio}", do="give ratio or count"
             )
-
-    def init(self, index: PoolIndex) -> Any:
-        """The state before the first step. Raises ConfigError for more rows than the pool has, or none."""
-        check_enough(index, self.candidates, self.ratio, self.count)
-        return super().init(index)
 
     def needs(self) -> tuple[Signal, ...]:
         return (self.by,)
@@ -187,7 +178,7 @@ class Tsds(Selector):
     def _distinct(self, found: Assigned, tokens: Tensor, generator: torch.Generator) -> Selection:
         """Positions (k,), drawn one after another without replacement."""
         order = gumbel_top_k(found.probability.log(), len(tokens), generator=generator)  # (n,) those without one last
-        kept = kept_of(tokens[order], self.ratio, self.count, self.token_ratio)
+        kept = self.kept(tokens[order])
         possible = int((found.probability > 0).sum())
         if possible < kept:
             raise ConfigError(
