@@ -25,7 +25,8 @@ tokens, is 0, since most answers are shorter. Beneath, DSIR and TSDS with what t
 and for vectors of length 1: TSDS with alpha=0.95; DSIR with 1,000 buckets, a 1 added to each, means, and no noise,
 which on means of a row would drown them. LESS with plain gradients of all linear layers at the weights that the run
 begins with, no checkpoints, and a sketch eight times as long, was put in after LESS was seen under the pretrained
-model: adapters of 100 steps are nearly untrained, and Adam's direction presumably gives their noise full weight. DSIR
+model: adapters of 100 steps are nearly untrained, and Adam's direction presumably gives their noise full weight. LESS
+with `contrast`, which takes off what a row does for 256 rows of the pool, was put in after documents were seen. DSIR
 with a 1 added alone was put in after the first seed was seen; the centred embeddings after it was found, on seed 1 of
 the pretrained model, that all rows lie within TSDS's sigma. Drawn with replacement, as the paper draws, a row counts as
 often as it is drawn.
@@ -43,38 +44,21 @@ what a target set of its own would give.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import os
 import statistics
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import pytorch_lightning as pl
-import torch
-from torch import Tensor
-
-from regimen.core.errors import ConfigError
-from regimen.core.index import PoolIndex
-from regimen.core.signal import Meter
-from regimen.core.strategy import Observation, Selection, Selector
-from regimen.data.pool import Pool
-from regimen.runs.attempt import Attempt
-from regimen.runs.experiment import make_pool
-from regimen.runs.run import Run
-from regimen.signals.ngrams import NgramLogRatio
-from regimen.training.callbacks.strategies import SelectionCallback
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from planted_rows import DOCUMENTS, KINDS, TASKS, TEXT, drawn, passages, read, write
-from tests.support.runs import compose_settings
+from planted_selection import Found, select
+
+from regimen.data.pool import Pool
 
 ROWS, TARGETS, WARM = 100, 16, 200  # per kind
 PRETRAINED_TOKENS, PRETRAINED_WARM = 2_000_000, 50
@@ -100,6 +84,11 @@ METHODS: dict[str, list[str]] = {
         *("strategies.less.by.sketch.dimensions=65536", "strategies.less.by.sketch.parameters=_proj"),
         "model.lora.rank=null",
     ],
+    "less, plain gradients, contrast=256": [
+        *("method=less", "++strategies.less.by.run=null", "strategies.less.by.sketch.adam=none"),
+        *("strategies.less.by.sketch.dimensions=65536", "strategies.less.by.sketch.parameters=_proj"),
+        *("model.lora.rank=null", "strategies.less.by.contrast=256"),
+    ],
     "near, centred": ["method=near", "strategies.near.by.of.model={warm}", "strategies.near.by.centre=true"],
     "tsds, centred, scale=1, repeats": [
         *("method=tsds", "strategies.tsds.by.model={warm}", "strategies.tsds.centre=true"),
@@ -114,7 +103,11 @@ METHODS: dict[str, list[str]] = {
 }
 OF_DOCUMENTS = {"dsir": ["method=dsir"], "dsir, laplace": ["method=dsir", "strategies.dsir.by.laplace=true"]}
 UNDER_MODEL = {
-    name: METHODS[name] for name in ("less, plain gradients", "rds", "near", "tsds, centred, scale=1, repeats")
+    name: METHODS[name]
+    for name in (
+        *("less, plain gradients", "less, plain gradients, contrast=256", "rds", "near"),
+        "tsds, centred, scale=1, repeats",
+    )
 }
 
 
@@ -126,14 +119,8 @@ class Long(NamedTuple):
     tokens: int
 
 
-LONG, LONG_UNDER_MODEL = Long(60, 4_000, 1_024), Long(40, 2_000, 512)
-
-
-class Found(NamedTuple):
-    """precision of the kept rows, NaN where so many could not be kept; how many of them are of each other kind."""
-
-    precision: float
-    others: Counter[str]
+LONG_UNDER_MODEL = Long(40, 2_000, 512)
+OF_TEXT = (DOCUMENTS, OF_DOCUMENTS, Long(60, 4_000, 1_024))
 
 
 def main() -> int:
@@ -149,16 +136,20 @@ def main() -> int:
     given = parser.parse_args()
     folders, work = {**dict.fromkeys(TASKS, given.sft), **dict.fromkeys(TEXT, given.text)}, given.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
+    if given.documents:
+        kinds, methods, long = (DOCUMENTS, UNDER_MODEL, LONG_UNDER_MODEL) if given.pretrained else OF_TEXT
+        made = partial(write_documents, long)
+    else:
+        kinds, methods, made = KINDS, METHODS, write_examples
+    found: dict[str, list[dict[str, Found]]] = {name: [] for name in (given.methods or ";".join(methods)).split(";")}
     warm: Path | str = work / "warm"
     if not given.documents:
-        kinds, methods, made = KINDS, METHODS, write_examples
-        model = warm_model(folders, work, given.pretrained)
+        asked = any("{warm}" in setting for name in found for setting in methods[name])
+        model = warm_model(folders, work, given.pretrained, asked=asked)
     elif given.pretrained:
-        kinds, methods, made, warm = DOCUMENTS, UNDER_MODEL, partial(write_documents, LONG_UNDER_MODEL), "null"
-        model = [*pretrained_model(given.pretrained.absolute()), "trainer.precision=bf16-mixed"]
+        model, warm = [*pretrained_model(given.pretrained.absolute()), "trainer.precision=bf16-mixed"], "null"
     else:
-        kinds, methods, made, model = DOCUMENTS, OF_DOCUMENTS, partial(write_documents, LONG), []
-    found: dict[str, list[dict[str, Found]]] = {name: [] for name in (given.methods or ";".join(methods)).split(";")}
+        model = []
     for seed in map(int, given.seeds.split(",")):
         data = [*made(folders, work, seed), *model]
         for name, per_seed in found.items():
@@ -186,13 +177,13 @@ def table(found: dict[str, list[dict[str, Found]]], kinds: Sequence[str]) -> lis
 # ---- data and model -----------------------------------------------------------------------------------------------
 
 
-def warm_model(folders: dict[str, Path], work: Path, pretrained: Path | None) -> list[str]:
+def warm_model(folders: dict[str, Path], work: Path, pretrained: Path | None, *, asked: bool) -> list[str]:
     """Trains, in `work`/warm, the run whose four checkpoints everything is measured under; settings that fit it.
 
     A finished one is taken as it is.
     """
     if pretrained is not None:
-        return adapted_model(folders, work, pretrained.absolute())
+        return adapted_model(folders, work, pretrained.absolute(), asked)
     return small_model(folders, work)
 
 
@@ -216,10 +207,11 @@ def small_model(folders: dict[str, Path], work: Path) -> list[str]:
     return settings
 
 
-def adapted_model(folders: dict[str, Path], work: Path, pretrained: Path) -> list[str]:
-    """From a pretrained model, by adapters."""
+def adapted_model(folders: dict[str, Path], work: Path, pretrained: Path, asked: bool) -> list[str]:
+    """From a pretrained model, by adapters, where a method asks for them."""
     settings = [*pretrained_model(pretrained), *ADAPTERS]
-    fine_tune(folders, work, settings, PRETRAINED_WARM)
+    if asked:
+        fine_tune(folders, work, settings, PRETRAINED_WARM)
     return settings
 
 
@@ -276,80 +268,6 @@ def regimen(*arguments: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "regimen", *arguments]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-
-
-# ---- selection ----------------------------------------------------------------------------------------------------
-
-
-class Texts:
-    """Rows `ids` of a meter, for signals of text; target: the rows that they are compared with."""
-
-    def __init__(self, meter: Meter, ids: Tensor, index: PoolIndex, target: Texts | None = None) -> None:
-        self._meter, self._ids, self.index, self.target = meter, ids, index, target
-
-    def texts(self, ids: Tensor) -> list[str]:
-        return self._meter.texts(self._ids[ids])
-
-
-class Measured(pl.Callback):
-    """Measures all rows for all targets, and then has the selector decide for each kind alone."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.found = run, dict[str, Found]()
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        context = self.run.context
-        placed = self.run.experiment.strategies[0]
-        assert isinstance(placed.strategy, Selector)
-        callback = SelectionCallback(placed.name, placed.strategy, placed.trigger, context)
-        seen = callback.seen(0, torch.arange(context.index.rows))
-        for kind in context.index.domains:
-            alone = self.for_kind(kind, seen)
-            size = int(context.index.sizes[context.index.domains.index(kind)])
-            selector = dataclasses.replace(placed.strategy, ratio=None, count=size)
-            try:
-                chosen = selector.decide(callback.state, alone)
-            except ConfigError as error:  # TSDS, where the neighbours of the target rows are fewer than are to be kept
-                print(f"{kind}: {error}", file=sys.stderr)
-                self.found[kind] = Found(math.nan, Counter())
-                continue
-            ids = chosen.ids if isinstance(chosen, Selection) else chosen
-            if isinstance(chosen, Selection) and chosen.repeats is not None:
-                ids = ids.repeat_interleave(chosen.repeats)
-            kinds = Counter(context.index.domains[k] for k in context.index.domain_of(ids).tolist())
-            self.found[kind] = Found(kinds[kind] / len(ids), Counter({k: c for k, c in kinds.items() if k != kind}))
-
-    def for_kind(self, kind: str, seen: Observation) -> Observation:
-        """What would be seen with a target set of this kind alone."""
-        assert seen.target is not None and self.run.context.board is not None
-        number = seen.target.domains.index(kind)
-        rows = seen.target.ids(number)
-        tokens = seen.target.tokens_of(rows)
-        index = PoolIndex(domains=(kind,), offsets=torch.tensor([0, len(rows)]), target_tokens=tokens)
-        values = {}
-        for signal, all_values in seen.values.items():
-            if isinstance(signal, NgramLogRatio):
-                meter = self.run.context.board.meter
-                target = Texts(meter.target, rows, index)
-                values[signal] = signal.measure(Texts(meter, seen.ids, seen.index, target), seen.ids)
-            elif signal in seen.target_values:
-                values[signal] = all_values
-            else:
-                values[signal] = all_values[:, rows]
-        generator = torch.Generator().manual_seed(self.run.experiment.settings["seed"])
-        of_target = {signal: found[rows] for signal, found in seen.target_values.items()}
-        return dataclasses.replace(seen, values=values, target=index, target_values=of_target, generator=generator)
-
-
-def select(overrides: list[str], folder: Path) -> dict[str, Found]:
-    """What a method keeps for each kind."""
-    settings = compose_settings(*overrides)
-    pool = make_pool(settings, progress=False)
-    run = Run(settings, folder, Attempt("begin", None, "score"), pool, None, 0, [])
-    measured = Measured(run)
-    run.trainer.callbacks[:] = [measured]
-    run.trainer.predict(run.module, dataloaders=[0], return_predictions=False)
-    return measured.found
 
 
 if __name__ == "__main__":

@@ -161,15 +161,34 @@ def random_meter(n: int = 40, *, seed: int = 0) -> VectorMeter:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("val_agg", ["mean_of_cos", "cos_of_mean"])
-def test_clusters_of_one_row_are_less(method, val_agg):
+@pytest.mark.parametrize(("val_agg", "contrast"), [("mean_of_cos", None), ("cos_of_mean", None), ("mean_of_cos", 12)])
+def test_clusters_of_one_row_are_less(method, val_agg, contrast):
     """Exactly, and where embeddings are equal too."""
     meter = random_meter()
     meter.states_of[7] = meter.states_of[3]
     ids = torch.tensor([3, 7, 11, 30, 2])
-    found = signal(method=method, cluster_size=1, val_agg=val_agg).measure(meter, ids)
-    exact = Influence(sketch=ADAM, val_agg=val_agg).measure(meter, ids)
+    found = signal(method=method, cluster_size=1, val_agg=val_agg, contrast=contrast).measure(meter, ids)
+    exact = Influence(sketch=ADAM, val_agg=val_agg, contrast=contrast).measure(meter, ids)
     assert found.dtype == torch.float32 and torch.allclose(found, exact, atol=1e-6, rtol=0)
+
+
+def test_contrast_leaves_out_the_rows_that_stand_for_a_cluster():
+    """The formula written out: of all rows, those that stand for a cluster do not count to what is taken off it."""
+    meter = random_meter(31)
+    one = signal(cluster_size=8, representatives=2, standing="nearest", contrast=31)
+    plain = replace(one, contrast=None).measure(meter, torch.arange(31))
+    points = torch.nn.functional.normalize(meter.states_of)
+    draw = generator("clusters", 0, torch.arange(31).numpy().tobytes())
+    label = cluster(points, 4, method=one.method, rounds=one.rounds, generator=draw)
+    chosen = representatives(points, label, 2, standing="nearest", generator=draw)
+    updates = torch.nn.functional.normalize(meter.sketches(torch.arange(31), one.sketch))
+    gradients = torch.nn.functional.normalize(meter.sketches(torch.arange(31), replace(one.sketch, adam="none")))
+    found = one.measure(meter, torch.arange(31))
+    for row in range(31):
+        mine = [c for c in chosen.tolist() if label[c] == label[row]]
+        direction = torch.nn.functional.normalize(sum(updates[c] for c in mine), dim=0)
+        rest = [k for k in range(31) if k not in mine]
+        assert torch.allclose(found[row], plain[row] - (gradients[rest] @ direction).mean(), atol=1e-6)
 
 
 def test_members_share_what_their_representatives_have():

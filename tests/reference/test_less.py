@@ -12,11 +12,13 @@ from torch import Tensor
 
 from regimen.core.errors import ConfigError
 from regimen.core.measuring import Checkpoint, Example, Sketch
+from regimen.core.seeding import generator
 from regimen.selection.targeted import Targeted
 from regimen.signals import influence
 from regimen.signals.influence import Influence
 from tests.reference.observations import seeing
 from tests.support.exact_meter import ExactMeter, State, TinyLM, flat_gradient, summed_loss
+from tests.support.vector_meter import meter_of
 
 V = 5
 WHOLE = Sketch(kind="whole")
@@ -253,3 +255,55 @@ def test_finds_planted_rows(seed):
     kept = Targeted(by=by, ratio=0.25).decide(None, seen)
     assert kept.tolist() == scores.argsort(descending=True)[:20].tolist()
     assert int((kept < 40).sum()) >= 18
+
+
+# ---- contrast: ours, not the paper's ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "others"), [("inside", 2), ("none", 3), ("none", 99)])
+def test_contrast_takes_off_the_mean_influence_on_other_rows(mode: str, others: int) -> None:
+    """By its definition: cosines with the plain gradients of R rows, without a row's own, over checkpoints."""
+    signal = Influence(run="warmup", sketch=replace(WHOLE, adam=mode), contrast=others)
+    plain = measured(replace(signal, contrast=None))
+    at, expected = meter(), plain.clone()
+    drawn = torch.randperm(5, generator=generator("contrast", 0, 5))[:others].tolist()
+    for i in range(5):
+        for weight, path in ((0.7, "a"), (0.3, "b")):
+            there = replace(at, state=at.others[path])
+            update = there.sketches(torch.tensor([i]), signal.sketch)[0].tolist()
+            gradients = there.sketches(torch.arange(5), WHOLE).tolist()
+            rest = [k for k in drawn if k != i]
+            found = [cosine(update, gradients[k]) if i != 4 and k != 4 else 0.0 for k in rest]  # row 4 has none
+            expected[i] -= weight * math.fsum(found) / len(rest)
+    assert torch.allclose(measured(signal), expected, atol=1e-6)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+
+
+def test_contrast_does_not_depend_on_how_rows_are_asked_for() -> None:
+    signal = Influence(sketch=WHOLE, contrast=3)
+    whole = measured(signal)
+    assert torch.allclose(torch.cat([measured(signal, ids=torch.tensor([i])) for i in (3, 0)]), whole[[3, 0]])
+
+
+def test_a_row_like_all_others_wins_for_any_target_without_contrast() -> None:
+    """Four groups of rows: what a group shares, what all share, and much that is a row's own; and a row of nothing else
+    than what all share."""
+    groups, own = torch.eye(4).repeat_interleave(5, 0), 2 * torch.eye(20)
+    rows = torch.cat([groups, torch.full((20, 1), 0.9), own], 1)
+    rows = torch.cat([rows, torch.eye(25)[4:5]])
+    target = torch.zeros(1, 25)
+    target[0, [1, 4]] = 1.0  # of the second group
+    at = meter_of(torch.zeros(21, 1), rows, target_gradients=target)
+    best = {}
+    for contrast in (None, 21, 8):
+        values = Influence(sketch=WHOLE, contrast=contrast).measure(at, torch.arange(21))[:, 0]
+        best[contrast] = values.argsort(descending=True)
+    assert int(best[None][0]) == 20
+    assert sorted(best[21][:5].tolist()) == sorted(best[8][:5].tolist()) == [5, 6, 7, 8, 9]
+
+
+def test_contrast_counts_rows() -> None:
+    with pytest.raises(ConfigError, match="1 or more"):
+        Influence(contrast=0)
+    with_it, without = Influence(contrast=10), Influence()
+    assert with_it.work(100) == without.work(110)

@@ -12,7 +12,6 @@ Letters: n rows, C clusters, M target rows, d numbers of a sketch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -66,13 +65,20 @@ class ClusteredInfluence(Influence):
         """(n, M). Raises ConfigError where the pool has no target set."""
         ids, back = torch.unique(ids, return_inverse=True)  # (n,) in order, so that how they came does not matter
         label, chosen = self._clustered(meter, ids)  # (n,), (r,)
+        groups = int(label.max()) + 1
+
+        def represented(others: Tensor) -> Tensor:
+            """(C, R): whether a cluster is represented by each of these rows."""
+            found = (ids[chosen][:, None] == others).float()  # (r, R)
+            return torch.zeros(groups, len(others)).index_add_(0, label[chosen], found) > 0
+
         total = torch.zeros(())
         for at, weight in self._visited(meter):
-            wanted = at.once(self, partial(self.directions, at))  # (M, d)
-            sums = torch.zeros(int(label.max()) + 1, wanted.shape[1])  # (C, d)
+            along, sums = self.along(at), torch.zeros(())
             for part in torch.split(chosen, _ROWS):
-                sums.index_add_(0, label[part], unit(at.sketches(ids[part], self.sketch)))
-            total = total + weight * unit(sums) @ wanted.T  # (C, M)
+                updates = unit(at.sketches(ids[part], self.sketch))  # (r, d)
+                sums = sums + torch.zeros(groups, updates.shape[1]).index_add_(0, label[part], updates)  # (C, d)
+            total = total + weight * along(unit(sums), represented)  # (C, M)
         return total[label][back]
 
     def made_of(self) -> tuple[Signal, ...]:

@@ -8,14 +8,15 @@ Differs from the paper: gradients are sketched by random signs and a fold instea
 inner products in expectation, with a relative error of 1 / sqrt(d). The paper's code is followed where it goes its own
 way: eps inside the square root of Adam's denominator (`sketch.adam`), moments without the correction for their start at
 0, and cosines averaged over the rows of a subtask, where the text averages gradients (`val_agg`). Weights sum to 1,
-which scales all values alike.
+which scales all values alike. `contrast`, off unless asked for, is ours: some rows resemble every gradient, and win for
+any target; what a row does for the pool's own rows is taken off, as DSIR (arXiv 2302.03169) weighs target against pool.
 DataFlex's online LESS is `run=null`: one checkpoint, the model in training, with eps outside the square root.
-Letters: n rows, M target rows, S subtasks, C wanted directions, d numbers of a sketch.
+Letters: n rows, M target rows, S subtasks, C wanted directions, R rows of the contrast, d numbers of a sketch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -26,9 +27,14 @@ from torch import Tensor
 from regimen.core.errors import ConfigError
 from regimen.core.index import PoolIndex
 from regimen.core.measuring import Sketch
+from regimen.core.seeding import generator
 from regimen.core.signal import Meter, Signal
 
 ValAgg = Literal["mean_of_cos", "cos_of_mean"]
+Own = Callable[[Tensor], Tensor]
+"""From ids (R,) to whether each of b updates is, or has in it, that of each of these rows: (b, R) bool."""
+Along = Callable[[Tensor, Own], Tensor]
+"""From unit updates (b, d) to values (b, C)."""
 
 _ROWS = 1024  # whose sketches are held at once
 _ADAM = Sketch(adam="inside")
@@ -56,10 +62,18 @@ class CheckpointInfluence(Signal):
         """(n, C) float32; 0 for a row without target tokens. Never more than some rows' sketches are held."""
         total = torch.zeros(())
         for at, weight in self._visited(meter):
-            wanted = at.once(self, partial(self.directions, at))  # (C, d)
-            cosines = [unit(at.sketches(part, self.sketch)) @ wanted.T for part in torch.split(ids, _ROWS)]
-            total = total + weight * torch.cat(cosines)  # (n, C)
+            along = self.along(at)
+            values = [
+                along(unit(at.sketches(part, self.sketch)), partial(torch.eq, part[:, None]))
+                for part in torch.split(ids, _ROWS)
+            ]
+            total = total + weight * torch.cat(values)  # (n, C)
         return total
+
+    def along(self, at: Meter) -> Along:
+        """What gives values (b, C) of unit updates (b, d) under the model of `at`."""
+        wanted = at.once(self, partial(self.directions, at))  # (C, d)
+        return lambda updates, own: updates @ wanted.T
 
     def passes(self) -> float:
         """A forward and a backward pass per checkpoint; of a run that is yet to be trained, four are expected."""
@@ -90,12 +104,17 @@ class Influence(CheckpointInfluence):
 
     val_agg: `mean_of_cos` gives each target row its own column. `cos_of_mean` averages the target gradients of a
         subtask first and gives each of its rows that column, so that a mean over the subtask's columns changes nothing.
+    contrast: R rows of the pool, drawn at random by the seed of the sketch: the mean influence of a row on those of
+        them that are others is taken off all its values. More than there are takes all; null takes nothing off.
     """
 
     val_agg: ValAgg = "mean_of_cos"
+    contrast: int | None = None
 
     def __post_init__(self) -> None:
         check_val_agg(self.val_agg)
+        if self.contrast is not None and self.contrast < 1:
+            raise ConfigError("contrast counts rows of the pool", got=self.contrast, allowed="1 or more, or null")
 
     def aims(self) -> bool:
         return True
@@ -104,12 +123,31 @@ class Influence(CheckpointInfluence):
         """A forward and a backward pass over the target rows, per checkpoint."""
         return self.sketch.passes * self._expected * float(target.inputs_of(torch.arange(target.rows)).sum())
 
+    def work(self, rows: int) -> float:
+        return super().work(rows) + self.sketch.passes * self._expected * (self.contrast or 0)
+
     def directions(self, at: Meter) -> Tensor:
         """(M, d). Raises ConfigError where the pool has no target set."""
         target = at.target
         rows = torch.arange(target.index.rows)
         gradients = target.sketches(rows, replace(self.sketch, adam="none"))  # (M, d)
         return columns(gradients, target.index, self.val_agg)
+
+    def along(self, at: Meter) -> Along:
+        wanted = super().along(at)
+        if self.contrast is None:
+            return wanted
+        draw = generator("contrast", self.sketch.seed, at.index.rows)
+        others = torch.randperm(at.index.rows, generator=draw)[: self.contrast].sort().values  # (R,)
+        plain = replace(self.sketch, adam="none")
+        gradients = at.once((self, "contrast"), lambda: unit(at.sketches(others, plain)))  # (R, d)
+
+        def beyond(updates: Tensor, own: Own) -> Tensor:
+            itself = own(others)  # (b, R): a row is most like itself, which says nothing
+            total = (updates @ gradients.T).masked_fill(itself, 0.0).sum(1, keepdim=True)  # (b, 1)
+            return wanted(updates, own) - total / (~itself).sum(1, keepdim=True).clamp(min=1)
+
+        return beyond
 
 
 def check_val_agg(val_agg: str) -> None:
