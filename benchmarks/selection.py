@@ -69,9 +69,13 @@ COMMON = [
 ]
 ADAPTERS = [
     *("model.lora.rank=128", "model.lora.alpha=512", "model.lora.dropout=0.1", "optimizer.lr=2e-5"),
-    *("model.lora.targets=[q_proj,k_proj,v_proj,o_proj]", "trainer.precision=bf16-mixed"),
+    "model.lora.targets=[q_proj,k_proj,v_proj,o_proj]",
 ]
 EXAMPLES = ["objective=sft", "dataset=sft_files", "dataset.domain_field=task", "dataset.validation.fraction=0.01"]
+PLAIN = [
+    *("method=less", "++strategies.less.by.run=null", "strategies.less.by.sketch.adam=none", "model.lora.rank=null"),
+    *("strategies.less.by.sketch.dimensions=65536", "strategies.less.by.sketch.parameters=_proj"),
+]
 # What each method is told beside the amount; {warm}: the folder of the run whose model is measured under.
 METHODS: dict[str, list[str]] = {
     "less": ["method=less", "++strategies.less.by.run={warm}"],
@@ -79,16 +83,8 @@ METHODS: dict[str, list[str]] = {
     "tsds": ["method=tsds", "strategies.tsds.by.model={warm}"],
     "near": ["method=near", "strategies.near.by.of.model={warm}"],
     "dsir": ["method=dsir", "strategies.dsir.min_tokens=0"],
-    "less, plain gradients": [
-        *("method=less", "++strategies.less.by.run=null", "strategies.less.by.sketch.adam=none"),
-        *("strategies.less.by.sketch.dimensions=65536", "strategies.less.by.sketch.parameters=_proj"),
-        "model.lora.rank=null",
-    ],
-    "less, plain gradients, contrast=256": [
-        *("method=less", "++strategies.less.by.run=null", "strategies.less.by.sketch.adam=none"),
-        *("strategies.less.by.sketch.dimensions=65536", "strategies.less.by.sketch.parameters=_proj"),
-        *("model.lora.rank=null", "strategies.less.by.contrast=256"),
-    ],
+    "less, plain gradients": PLAIN,
+    "less, plain gradients, contrast=256": [*PLAIN, "strategies.less.by.contrast=256"],
     "near, centred": ["method=near", "strategies.near.by.of.model={warm}", "strategies.near.by.centre=true"],
     "tsds, centred, scale=1, repeats": [
         *("method=tsds", "strategies.tsds.by.model={warm}", "strategies.tsds.centre=true"),
@@ -142,14 +138,12 @@ def main() -> int:
     else:
         kinds, methods, made = KINDS, METHODS, write_examples
     found: dict[str, list[dict[str, Found]]] = {name: [] for name in (given.methods or ";".join(methods)).split(";")}
-    warm: Path | str = work / "warm"
+    warm = "null" if given.documents else str(work / "warm")
     if not given.documents:
         asked = any("{warm}" in setting for name in found for setting in methods[name])
         model = warm_model(folders, work, given.pretrained, asked=asked)
-    elif given.pretrained:
-        model, warm = [*pretrained_model(given.pretrained.absolute()), "trainer.precision=bf16-mixed"], "null"
     else:
-        model = []
+        model = pretrained_model(given.pretrained.absolute()) if given.pretrained else []
     for seed in map(int, given.seeds.split(",")):
         data = [*made(folders, work, seed), *model]
         for name, per_seed in found.items():
@@ -217,7 +211,7 @@ def adapted_model(folders: dict[str, Path], work: Path, pretrained: Path, asked:
 
 def pretrained_model(folder: Path) -> list[str]:
     tokenizer = ["dataset.tokenizer.kind=hf", f"dataset.tokenizer.path={folder}"]
-    return [*tokenizer, "model.pretrained=true", f"model.path={folder}"]
+    return [*tokenizer, "model.pretrained=true", f"model.path={folder}", "trainer.precision=bf16-mixed"]
 
 
 def fine_tune(folders: dict[str, Path], work: Path, model: list[str], rows: int) -> None:

@@ -98,6 +98,10 @@ MEASURED = {
         *("method=dvemb_log", "strategies.dvemb_log.by.sketch.dimensions=64", "model.lora.rank=1"),
         *("strategies.dvemb_log.warmup_steps=2", "strategies.dvemb_log.curvature=ggn"),
     ),
+    "a selector that weighs the target against the pool": (
+        *("method=less", "++strategies.less.by.run=null", "strategies.less.when.at=4", "dataset.target.from=[code]"),
+        *("strategies.less.ratio=0.5", "strategies.less.by.sketch.dimensions=64", "strategies.less.by.contrast=48"),
+    ),
     "a mixer by the gradients of adapters": ("method=doge_proxy", "model.lora.rank=1"),
     "labels that the model draws": (
         *("method=dvemb_log", "strategies.dvemb_log.curvature=ggn", "strategies.dvemb_log.by.sketch.dimensions=64"),

@@ -204,7 +204,7 @@ class Signal:
         raise NotImplementedError(type(self).__name__)
 
     def made_of(self) -> tuple[Signal, ...]:
-        """Signals that it asks for on the same rows by `Meter.values`, which are measured before it, once for all."""
+        """Signals that it asks for on the same rows by `Meter.values`: compact ones are measured before it, once."""
         return ()
 
     def passes(self) -> float:

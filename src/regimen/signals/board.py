@@ -100,7 +100,8 @@ class SignalBoard:
 
     def _measure(self, signal: Signal, ids: Tensor, step: int) -> Tensor:
         for part in signal.made_of():
-            self.meter.know(part, ids, self.values(part, ids, step=step))
+            if part.compact:
+                self.meter.know(part, ids, self.values(part, ids, step=step))
         if self.rows is None or not len(ids):
             return checked(signal, signal.measure(self.meter, ids))
         return self.rows.measure(signal, self.meter, ids, step=step)

@@ -74,15 +74,16 @@ class ClusteredInfluence(Influence):
 
         total = torch.zeros(())
         for at, weight in self._visited(meter):
-            along, sums = self.along(at), torch.zeros(())
+            along, sums = self.along(at), torch.zeros(groups, 0)
             for part in torch.split(chosen, _ROWS):
                 updates = unit(at.sketches(ids[part], self.sketch))  # (r, d)
-                sums = sums + torch.zeros(groups, updates.shape[1]).index_add_(0, label[part], updates)  # (C, d)
+                sums = sums if sums.shape[1] else torch.zeros(groups, updates.shape[1])  # (C, d)
+                sums.index_add_(0, label[part], updates)
             total = total + weight * along(unit(sums), represented)  # (C, M)
         return total[label][back]
 
     def made_of(self) -> tuple[Signal, ...]:
-        return (self.embedding,) if self.embedding.compact else ()
+        return (self.embedding,)
 
     def passes(self) -> float:
         """Those of the embedding, and of gradients of the representatives."""

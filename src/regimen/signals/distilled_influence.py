@@ -74,7 +74,7 @@ class DistilledInfluence(Influence):
         return torch.cat(found).float()
 
     def made_of(self) -> tuple[Signal, ...]:
-        return (self.embedding,) if self.embedding.compact else ()
+        return (self.embedding,)
 
     def passes(self) -> float:
         """Those of the embedding, and of gradients of landmarks, taken for a tenth of the rows."""

@@ -62,7 +62,7 @@ class Similarity(Signal):
         return torch.cat([self._compared(meter.values(self.of, part).float(), wanted) for part in parts])
 
     def made_of(self) -> tuple[Signal, ...]:
-        return (self.of,) if self.of.compact else ()
+        return (self.of,)
 
     def passes(self) -> float:
         return self.of.passes()

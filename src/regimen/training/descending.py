@@ -109,9 +109,15 @@ def rows_along(
         def measured(part: Tensor) -> Tensor:
             return flat.products(theta, ahead, _given(sweeper.batch(part)), descent, norms=norms)
 
-        asked = {"dots": ahead is not None, "norms": norms}
-        cost = {"passes": descent.row_passes(**asked), "backwards": descent.row_backwards(**asked)}
-        return sweeper.spread(ids, measured, **cost, gradients=True, rows=sweeper.gradient_rows)
+        dots = ahead is not None
+        return sweeper.spread(
+            ids,
+            measured,
+            passes=descent.row_passes(dots=dots, norms=norms),
+            backwards=descent.row_backwards(dots=dots, norms=norms),
+            gradients=True,
+            rows=sweeper.gradient_rows,
+        )
 
     name = f"descent-{digest_of(flat.start, descent, ids, norms)}"
     kept = Charged(halfway, name, clock=sweeper.clock, purpose=sweeper.purpose)

@@ -128,11 +128,13 @@ class RowMeter:
 
     def values(self, signal: Signal, ids: Tensor) -> Tensor:
         """Values (n, ...) of a signal on rows `ids` (n,): looked up where all are known, else measured."""
-        known, values = self._known.get(signal, (ids[:0], ids[:0]))
+        if signal not in self._known:
+            return signal.measure(self, ids)
+        known, values = self._known[signal]
         if torch.equal(known, ids):
             return values
-        place = torch.searchsorted(known, ids).clamp(max=max(len(known) - 1, 0))
-        return values[place] if len(known) and torch.equal(known[place], ids) else signal.measure(self, ids)
+        place = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
+        return values[place] if torch.equal(known[place], ids) else signal.measure(self, ids)
 
     def losses(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Summed target-token losses (n,) float64 in nats and target tokens (n,) of rows `ids` (n,)."""
